@@ -1,0 +1,8 @@
+"""From raw low-field MRI k-space to images: read, prepare, reconstruct, write, simulate.
+
+Names are loaded on first use, so that importing the package (and asking the command line for help) costs nothing.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
