@@ -3,13 +3,13 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from operators.errors import InputError
 
 
-def check_writable(path: Path, *, overwrite: bool = False) -> None:
+def check_writable(path: Path | str, *, overwrite: bool = False) -> None:
     """Refuse an output early, before any work is spent on it.
 
     Parameters
@@ -22,15 +22,23 @@ def check_writable(path: Path, *, overwrite: bool = False) -> None:
     Raises
     ------
     InputError
-        If ``path`` exists and ``overwrite`` is false, if its folder does not exist or if the folder
-        cannot be written to.
+        If ``path`` is no name for an output, if it exists and ``overwrite`` is false, if its folder does not exist
+        or if the folder cannot be written to.
     """
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already; pass --overwrite (overwrite=True) to replace it.")
+    path = Path(path)
+    if path.name in ("", "..") or "\0" in path.name:
+        raise InputError(f"{str(path)!r} does not name an output; give the file or the folder to be written.")
     folder = path.absolute().parent
-    if not folder.is_dir():
+    try:
+        occupied = os.path.lexists(path)
+        found = folder.is_dir()
+    except OSError as error:
+        raise InputError(f"{path} cannot be an output: {error.strerror or error}; choose another.") from error
+    if occupied and not overwrite:
+        raise InputError(f"{path} exists already; pass --overwrite (overwrite=True) to replace it.")
+    if not found:
         raise InputError(f"The folder {folder} does not exist; create it first or choose another output.")
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise InputError(f"The folder {folder} is not writable; choose another output.")
 
 
@@ -39,8 +47,8 @@ def replacing(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; what was written there becomes ``path`` when the block succeeds.
 
     The block may write a file or create a directory there. The temporary name keeps every suffix of ``path``
-    (libraries choose formats by suffix). Where a directory replaces a directory, the old one goes only after the
-    new one is complete.
+    (libraries choose formats by suffix). A file replaces only a file and a directory only a directory; the old one
+    stays in place until the new one is complete.
 
     Parameters
     ----------
@@ -52,27 +60,53 @@ def replacing(path: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
     Raises
     ------
     InputError
-        If ``path`` cannot be written (exists, no folder, no permission, disk full). Nothing is left behind.
+        If ``path`` cannot be written (exists, no folder, no permission, disk full, a directory where a file is to
+        stand). What stood there before is as it was, and nothing else is left behind.
     """
     path = Path(path)
     check_writable(path, overwrite=overwrite)
     temporary = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    _remove(temporary)
     try:
-        yield temporary
-        if path.exists() and not overwrite:
-            raise InputError(f"{path} appeared while it was being computed; it was left as it is.")
-        if path.is_dir():
-            retired = path.with_name(f".retired-{os.getpid()}-{path.name}")
-            os.rename(path, retired)
-            os.rename(temporary, path)
-            _remove(retired)
-        else:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path} could not be written: {error.strerror or error}; nothing was left behind.") from error
-    finally:
         _remove(temporary)
+        yield temporary
+        _put_in_place(temporary, path, overwrite=overwrite)
+    except OSError as error:
+        raise InputError(f"{path} could not be written: {_reason(error)}; nothing was left behind.") from error
+    finally:
+        with suppress(OSError):  # the error that brought us here says more than a failing clean-up
+            _remove(temporary)
+
+
+def _put_in_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    if not os.path.lexists(path):
+        os.rename(temporary, path)
+        return
+    if not overwrite:
+        raise InputError(f"{path} appeared while it was being computed; it was left as it is.")
+    if path.is_dir() != temporary.is_dir():
+        kind, wanted = ("folder", "file") if path.is_dir() else ("file", "folder")
+        raise InputError(f"{path} is a {kind}, but a {wanted} is to be written there; choose another output.")
+    if not path.is_dir():
+        os.replace(temporary, path)
+        return
+    retired = path.with_name(f".retired-{os.getpid()}-{path.name}")
+    os.rename(path, retired)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(retired, path)
+        raise
+    _remove(retired)
+
+
+def _reason(error: OSError) -> str:
+    # Libraries wrap the system's error in pages of their own; the system's word is the one that helps.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno:
+            return os.strerror(cause.errno)
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
 
 
 def _remove(path: Path) -> None:
