@@ -1,7 +1,8 @@
 """The elementary operators: identity, weights, masks, padding, cropping and finite differences."""
 
+import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -150,7 +151,8 @@ class Pad(LinearOperator):
         return torch.nn.functional.pad(x, widths)
 
     def _adjoint(self, y: torch.Tensor) -> torch.Tensor:
-        return y[..., *self._window]
+        index: tuple[Any, ...] = (..., *self._window)
+        return y[index]
 
     def _gram(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -241,6 +243,15 @@ class FiniteDifference(LinearOperator):
     def _adjoint(self, y: torch.Tensor) -> torch.Tensor:
         parts = y.unbind(dim=-self.codomain.n_dims)
         return total([self._adjoint_along(part, d) for part, d in zip(parts, self._dims, strict=True)])
+
+    def _norm(self) -> torch.Tensor:
+        # The eigenvalues of a one-dimensional GᴴG are 4 sin²(ω/2) on the grid of its cosine or Fourier basis.
+        sizes = [self.domain.shape[d] for d in self._dims]
+        if self.boundary == "circular":
+            frequencies = [math.pi * (n // 2) / n for n in sizes]
+        else:
+            frequencies = [math.pi * (n - 1) / (2 * n) for n in sizes]
+        return torch.tensor(2 * math.sqrt(sum(math.sin(w) ** 2 for w in frequencies)), dtype=torch.float64)
 
     def _adjoint_along(self, y: torch.Tensor, dim: int) -> torch.Tensor:
         if self.boundary == "circular":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 
 from operators.elementary import Mask
-from operators.linear_operator import LinearOperator
+from operators.linear_operator import Composition, LinearOperator
 from operators.space import Space
 
 
@@ -87,12 +87,18 @@ class MaskedFourier(LinearOperator):
         Sampling mask on the Fourier transform's codomain.
     fourier
         The transform.
+
+    Raises
+    ------
+    ValueError
+        If the mask does not act on the transform's codomain.
     """
 
     gradient = "adjoint"
 
     def __init__(self, mask: Mask, fourier: Fourier) -> None:
-        super().__init__(fourier.domain, mask.codomain)
+        fitting = Composition((mask, fourier))
+        super().__init__(fitting.domain, fitting.codomain)
         self.mask = mask
         self.fourier = fourier
         self._varying: tuple[tuple[int, int], tuple[int, ...]] | None = None
@@ -142,8 +148,8 @@ def centring_phases(shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
     Returns
     -------
     p, q
-        Factors in image space and in k-space, each of this shape; real ±1 (float64) where every size is even, else
-        complex128.
+        Factors in image space and in k-space, each of this shape; where every size is even they are ±1 in float32
+        (exact, and no conversion is needed for single precision), else complex128.
 
     Notes
     -----
@@ -159,7 +165,7 @@ def centring_phases(shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         p = p * torch.exp(2j * math.pi * (c * index % n) / n).reshape(along)
         q = q * torch.exp(2j * math.pi * ((c * index - c * c) % n) / n).reshape(along)
     if all(n % 2 == 0 for n in shape):
-        return p.real.round(), q.real.round()
+        return p.real.round().float(), q.real.round().float()
     return p, q
 
 

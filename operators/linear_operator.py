@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from operators.solvers import largest_eigenvalue
 from operators.space import Space
@@ -137,10 +138,13 @@ class LinearOperator(nn.Module, ABC):
     def _norm(self) -> torch.Tensor:
         own = chain(self.parameters(), self.buffers())
         tensors = [t for t in own if t.ndim and (t.is_floating_point() or t.is_complex())]
-        precision = tensors[0].dtype.to_real() if tensors else torch.float64
+        precisions = {t.dtype.to_real() for t in tensors} or {torch.float64}
+        precision = max(precisions, key=lambda dtype: torch.finfo(dtype).bits)
         device = tensors[0].device if tensors else None
         x = self.domain.randn(*self.batch_shape, generator=torch.Generator().manual_seed(0), dtype=precision).to(device)
-        return largest_eigenvalue(self._gram, x, batch_dims=len(self.batch_shape)).value.clamp_min(0).sqrt()
+        rtol = 1e-12 if precision == torch.float64 else 1e-6
+        largest = largest_eigenvalue(self._gram, x, batch_dims=len(self.batch_shape), rtol=rtol).value
+        return largest.clamp_min(0).sqrt()
 
     @property
     def H(self) -> "LinearOperator":
@@ -212,7 +216,7 @@ class LinearOperator(nn.Module, ABC):
         return hook(x)
 
     def _learns(self) -> bool:
-        return any(t.requires_grad for t in chain(self.parameters(), self.buffers()))
+        return any(asks_for_gradient(t) for t in chain(self.parameters(), self.buffers()))
 
 
 Direction = Literal["forward", "adjoint", "gram"]
@@ -526,6 +530,18 @@ def register_tensor(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
         module.register_parameter(name, tensor)
     else:
         module.register_buffer(name, tensor)
+
+
+def broadcast_batch(a: torch.Size, b: torch.Size) -> torch.Size:
+    """Batch shapes broadcast against each other; quick in the usual case that one is empty or both are equal."""
+    if not a or a == b:
+        return b
+    return a if not b else torch.broadcast_shapes(a, b)
+
+
+def asks_for_gradient(tensor: torch.Tensor) -> bool:
+    """Whether reverse or forward mode wants a derivative with respect to a tensor of an operator."""
+    return tensor.requires_grad or forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _factors(operator: LinearOperator) -> list[LinearOperator]:

@@ -1,10 +1,12 @@
 """Coil sensitivities, and Cartesian multi-coil imaging as one operator."""
 
+import math
+
 import torch
 
 from operators.elementary import Mask
 from operators.fourier import Fourier, MaskedFourier, in_precision_of
-from operators.linear_operator import Composition, LinearOperator, register_tensor
+from operators.linear_operator import Composition, LinearOperator, asks_for_gradient, broadcast_batch, register_tensor
 from operators.space import Space
 
 
@@ -23,7 +25,7 @@ class Sensitivity(LinearOperator):
     TypeError
         If the maps are not complex.
     ValueError
-        If the maps have fewer than ``n_dims + 1`` dimensions.
+        If ``n_dims`` is not 1 to 3, or the maps have fewer than ``n_dims + 1`` dimensions.
     """
 
     csm: torch.Tensor
@@ -31,6 +33,8 @@ class Sensitivity(LinearOperator):
     def __init__(self, csm: torch.Tensor, n_dims: int = 2) -> None:
         if not csm.is_complex():
             raise TypeError(f"csm is {csm.dtype}; expected complex coil sensitivity maps.")
+        if not 1 <= n_dims <= 3:
+            raise ValueError(f"n_dims is {n_dims}; expected 1 to 3 image dimensions.")
         if csm.ndim < n_dims + 1:
             raise ValueError(f"csm has shape {tuple(csm.shape)}; expected (*batch, coil, {n_dims} image dimensions).")
         image_shape, names = tuple(csm.shape[-n_dims:]), ("z", "y", "x")[-n_dims:]
@@ -51,6 +55,10 @@ class Sensitivity(LinearOperator):
 
     def _gram(self, x: torch.Tensor) -> torch.Tensor:
         return (self.csm.conj() * self.csm).real.sum(dim=-self.codomain.n_dims) * x
+
+    def _norm(self) -> torch.Tensor:
+        combined = (self.csm.conj() * self.csm).real.sum(dim=-self.codomain.n_dims)
+        return combined.amax(dim=self.domain.dims).sqrt()
 
     def _fuse_under(self, outer: LinearOperator) -> LinearOperator | None:
         fourier = outer.fourier if isinstance(outer, MaskedFourier) else outer
@@ -73,6 +81,11 @@ class CartesianSense(LinearOperator):
         F on the coil images.
     mask
         M on k-space, or ``None`` where everything is measured.
+
+    Raises
+    ------
+    ValueError
+        If the factors do not fit; the message names both.
     """
 
     gradient = "adjoint"
@@ -83,10 +96,16 @@ class CartesianSense(LinearOperator):
         self.fourier = fourier
         self.mask = mask
         self._masked = None if mask is None else MaskedFourier(mask, fourier)
+        self.as_composition()  # raises where the factors do not fit
 
     def _batch_shape(self) -> torch.Size:
         own = self.sensitivity.batch_shape
-        return own if self.mask is None else torch.broadcast_shapes(own, self.mask.batch_shape)
+        return own if self.mask is None else broadcast_batch(own, self.mask.batch_shape)
+
+    def _fuse_under(self, outer: LinearOperator) -> LinearOperator | None:
+        if isinstance(outer, Mask) and self.mask is None:
+            return CartesianSense(self.sensitivity, self.fourier, outer)
+        return None
 
     def as_composition(self) -> Composition:
         """The textbook product of the factors, for reading and for tests."""
@@ -96,64 +115,94 @@ class CartesianSense(LinearOperator):
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._learns():
             return self.as_composition()._forward(x)
-        batch = torch.broadcast_shapes(self.batch_shape, self.domain.batch_shape(x))
+        batch = broadcast_batch(self.batch_shape, self.domain.batch_shape(x))
         x = _flat_batch(in_precision_of(self.fourier._image_phase, x) * x, batch, self.domain.shape)
-        csm, weights = self._operator_tensors(x, batch, centred=True)
+        csm, weights = self._maps(x, batch), self._weights(x, batch, self.fourier._kspace_phase, self._scale)
         y = x.new_empty(len(x), *self.codomain.shape)
-        for c in range(self.codomain.shape[0]):
-            for b in self._chunks(len(x)):
-                coil_kspace = torch.fft.fftn(csm[b, c] * x[b], dim=self.fourier.dims, norm="ortho")
-                torch.mul(coil_kspace, weights[b, c], out=y[b, c])
+        for c, b in self._blocks(len(x)):
+            coil_kspace = torch.fft.fftn(csm[b, c] * x[b, None], dim=self.fourier.dims)
+            torch.mul(coil_kspace, weights[b, c], out=y[b, c])
         return y.reshape(*batch, *self.codomain.shape)
 
     def _adjoint(self, y: torch.Tensor) -> torch.Tensor:
         if self._learns():
             return self.as_composition()._adjoint(y)
-        batch = torch.broadcast_shapes(self.batch_shape, self.codomain.batch_shape(y))
+        batch = broadcast_batch(self.batch_shape, self.codomain.batch_shape(y))
         y = _flat_batch(y, batch, self.codomain.shape)
-        csm, weights = self._operator_tensors(y, batch, centred=True)
+        csm = self._maps(y, batch)
+        weights = self._weights(y, batch, self.fourier._kspace_phase.conj(), self._scale)
         x = y.new_zeros(len(y), *self.domain.shape)
-        for c in range(self.codomain.shape[0]):
-            for b in self._chunks(len(y)):
-                coil_image = torch.fft.ifftn(y[b, c] * weights[b, c].conj(), dim=self.fourier.dims, norm="ortho")
-                x[b].addcmul_(coil_image, csm[b, c].conj())
-        return x.mul_(in_precision_of(self.fourier._image_phase, x).conj()).reshape(*batch, *self.domain.shape)
+        for c, b in self._blocks(len(y)):
+            coil_images = torch.fft.ifftn(y[b, c] * weights[b, c], dim=self.fourier.dims, norm="forward")
+            _add_coils(x[b], coil_images, csm[b, c])
+        return x.mul_(in_precision_of(self.fourier._image_phase.conj(), x)).reshape(*batch, *self.domain.shape)
 
     def _gram(self, x: torch.Tensor) -> torch.Tensor:
-        dims = () if self._masked is None else self._masked.varying_dims()
-        if self.mask is None:
+        if self.mask is None or self._masked is None:
             return self.sensitivity._gram(x)
-        if not dims:
-            return self.sensitivity._adjoint(self.mask._gram(self.sensitivity._forward(x)))
         if self._learns():
             return self.as_composition()._gram(x)
-        batch = torch.broadcast_shapes(self.batch_shape, self.domain.batch_shape(x))
+        dims = self._masked.varying_dims()
+        if not dims:
+            return self.sensitivity._adjoint(self.mask._gram(self.sensitivity._forward(x)))
+        batch = broadcast_batch(self.batch_shape, self.domain.batch_shape(x))
         phase = in_precision_of(self.fourier._image_phase, x)
-        x = _flat_batch(phase * x, batch, self.domain.shape)
-        csm, mask = self._operator_tensors(x, batch, centred=False)
-        result = torch.zeros_like(x)
-        for c in range(self.codomain.shape[0]):
-            for b in self._chunks(len(x)):
-                maps = csm[b, c]
-                coil_kspace = torch.fft.fftn(maps * x[b], dim=dims, norm="ortho").mul_(mask[b, c])
-                result[b].addcmul_(torch.fft.ifftn(coil_kspace, dim=dims, norm="ortho"), maps.conj())
-        return result.mul_(phase.conj()).reshape(*batch, *self.domain.shape)
+        scale = 1 / math.prod(self.domain.shape[d] for d in dims)
+        # The transformed dimensions go last, where an FFT is cheapest; they are few and the coils many.
+        last = tuple(range(-len(dims), 0))
+        moved = _flat_batch(phase * x, batch, self.domain.shape).movedim(dims, last).contiguous()
+        csm = self._maps(x, batch).movedim(dims, last)
+        mask = self._weights(x, batch, None, scale).movedim(dims, last)
+        result = torch.zeros_like(moved)
+        for c, b in self._blocks(len(moved)):
+            if b.start == 0 or csm.stride(0):
+                maps = csm[b if csm.stride(0) else slice(1), c].contiguous()
+            coil_kspace = torch.fft.fftn(maps * moved[b, None], dim=last).mul_(mask[b, c])
+            _add_coils(result[b], torch.fft.ifftn(coil_kspace, dim=last, norm="forward"), maps)
+        return (result.movedim(last, dims) * phase.conj()).reshape(*batch, *self.domain.shape)
 
-    def _operator_tensors(
-        self, like: torch.Tensor, batch: torch.Size, *, centred: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps and k-space weights in the precision of ``like``, both viewed as ``(n_samples, coil, *image)``."""
-        phase = self.fourier._kspace_phase if centred else torch.ones_like(self.fourier._kspace_phase.real)
-        weights = phase if self.mask is None else self.mask.mask * phase
-        csm, weights = self.sensitivity.csm.to(like.dtype), in_precision_of(weights, like)
-        return _flat_batch(csm, batch, self.codomain.shape), _flat_batch(weights, batch, self.codomain.shape)
+    def _norm(self) -> torch.Tensor:
+        return self.sensitivity._norm() if self.mask is None else super()._norm()
 
-    def _chunks(self, n_samples: int) -> list[slice]:
-        size = max(1, _CACHED_ENTRIES // self.domain.size)
-        return [slice(start, start + size) for start in range(0, n_samples, size)]
+    def _learns(self) -> bool:
+        return asks_for_gradient(self.sensitivity.csm) or (self.mask is not None and asks_for_gradient(self.mask.mask))
+
+    @property
+    def _scale(self) -> float:
+        """What makes both transforms orthonormal; it rides on the k-space weights, the FFTs themselves are unscaled."""
+        return math.prod(self.domain.shape) ** -0.5
+
+    def _maps(self, like: torch.Tensor, batch: torch.Size) -> torch.Tensor:
+        """Sensitivities ``(n_samples, coil, *image)``."""
+        return _flat_batch(self.sensitivity.csm.to(like.dtype), batch, self.codomain.shape)
+
+    def _weights(self, like: torch.Tensor, batch: torch.Size, phase: torch.Tensor | None, scale: float) -> torch.Tensor:
+        """Mask, phase and scale in one: ``(n_samples, coil, *image)``."""
+        ones = torch.ones((), device=like.device) if phase is None else phase
+        weights = scale * in_precision_of(ones, like)
+        if self.mask is not None:
+            weights = in_precision_of(self.mask.mask, like) * weights
+        return _flat_batch(weights, batch, self.codomain.shape)
+
+    def _blocks(self, n_samples: int) -> list[tuple[slice, slice]]:
+        """Pairs of (coils, samples) that cover everything, each small enough to stay in the cache."""
+        n_images = max(1, _CACHED_ENTRIES // self.domain.size)
+        n_coils = min(n_images, self.codomain.shape[0])
+        n_together = max(1, n_images // n_coils)
+        return [
+            (slice(c, c + n_coils), slice(b, b + n_together))
+            for c in range(0, self.codomain.shape[0], n_coils)
+            for b in range(0, n_samples, n_together)
+        ]
 
 
 _CACHED_ENTRIES = 1 << 17  # complex entries that are transformed at a time: 1 MB in single precision
+
+
+def _add_coils(images: torch.Tensor, coil_images: torch.Tensor, csm: torch.Tensor) -> None:
+    """Add Σ_c conj(s_c) x_c to ``images`` in place."""
+    for c in range(coil_images.shape[1]):
+        images.addcmul_(coil_images[:, c], csm[:, c].conj())
 
 
 def _flat_batch(tensor: torch.Tensor, batch: torch.Size, shape: tuple[int, ...]) -> torch.Tensor:

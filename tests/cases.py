@@ -1,0 +1,180 @@
+"""Registries of tiny examples of everything that has a contract, and the means to find classes that lack one.
+
+To put a new class under contract, add a factory here: the contract suite runs over it, and a meta-test fails until it
+is here.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from operators.elementary import Crop, Diagonal, FiniteDifference, Identity, Mask, Pad
+from operators.fourier import Fourier
+from operators.linear_operator import Adjoint, Composition, LinearOperator, Scaled, Stack, Sum
+from operators.sensitivity import Sensitivity
+from operators.space import Space
+from operators.wavelet import Wavelet
+
+N_COILS = 2
+IMAGE = Space((4, 5), "complex", ("y", "x"))
+
+
+def _complex(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.complex128, generator=torch.Generator().manual_seed(3))
+
+
+def _real(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+def _mask(*shape: int) -> torch.Tensor:
+    """A float64 mask with both kept and lost entries."""
+    mask = (torch.rand(*shape, generator=torch.Generator().manual_seed(5)) > 0.4).double()
+    mask.view(-1)[0], mask.view(-1)[-1] = 1, 0
+    return mask
+
+
+def _masked_fourier(shape: tuple[int, ...], mask: torch.Tensor, n_dims: int = 2) -> LinearOperator:
+    fourier = Fourier(shape, n_dims)
+    return Mask(mask, fourier.codomain) @ fourier
+
+
+def _cartesian_sense(csm: torch.Tensor, mask: torch.Tensor | None = None, n_dims: int = 2) -> LinearOperator:
+    sensitivity = Sensitivity(csm, n_dims)
+    fourier = Fourier(sensitivity.codomain.shape, n_dims)
+    if mask is None:
+        return fourier @ sensitivity
+    return Mask(mask, fourier.codomain) @ fourier @ sensitivity
+
+
+OPERATOR_CASES: dict[str, Callable[[], LinearOperator]] = {
+    "identity_real": lambda: Identity(Space((3, 2), "real")),
+    "identity_complex": lambda: Identity(IMAGE),
+    "diagonal_real": lambda: Diagonal(_real(3, 4)),
+    "diagonal_real_on_complex": lambda: Diagonal(_real(1, 5), IMAGE),
+    "diagonal_complex": lambda: Diagonal(_complex(4, 5)),
+    "diagonal_complex_on_real": lambda: Diagonal(_complex(3, 4), Space((3, 4), "real")),
+    "diagonal_batched": lambda: Diagonal(_complex(2, 4, 1), IMAGE),
+    "diagonal_learned": lambda: Diagonal(nn.Parameter(_complex(3, 4))),
+    "diagonal_learned_on_real": lambda: Diagonal(nn.Parameter(_complex(4)), Space((3, 4), "real")),
+    "mask": lambda: Mask(_mask(4, 5), IMAGE),
+    "mask_bool_line": lambda: Mask(_mask(4, 1).bool(), IMAGE),
+    "mask_batched": lambda: Mask(_mask(2, 3, 4), Space((3, 4), "real")),
+    "pad_even_to_odd": lambda: Pad(Space((4, 2), "real"), (7, 5)),
+    "pad_odd_to_even": lambda: Pad(IMAGE, (6,)),
+    "pad_with_coils": lambda: Pad(Space((2, 3, 3)), (4, 3)),
+    "crop_even_to_odd": lambda: Crop(Space((6, 4)), (3, 3)),
+    "crop_odd_to_even": lambda: Crop(Space((2, 3, 5), "real"), (4,)),
+    "difference_circular": lambda: FiniteDifference(IMAGE, boundary="circular"),
+    "difference_neumann": lambda: FiniteDifference(Space((3, 4), "real")),
+    "difference_3d": lambda: FiniteDifference(Space((2, 3, 1), "real")),
+    "difference_last_dim": lambda: FiniteDifference(Space((2, 3, 4)), 1, "circular"),
+    "fourier_1d_odd": lambda: Fourier((5,), 1),
+    "fourier_1d_even": lambda: Fourier((3, 4), 1),
+    "fourier_2d_odd": lambda: Fourier((3, 5)),
+    "fourier_2d_mixed": lambda: Fourier((2, 4, 3)),
+    "fourier_3d_mixed": lambda: Fourier((2, 3, 4), 3),
+    "fourier_3d_even": lambda: Fourier((2, 4, 2), 3),
+    "masked_fourier_point": lambda: _masked_fourier((4, 5), _mask(4, 5)),
+    "masked_fourier_line": lambda: _masked_fourier((2, 4, 4), _mask(4, 1)),
+    "masked_fourier_bool": lambda: _masked_fourier((4, 3), _mask(1, 3).bool()),
+    "masked_fourier_batched": lambda: _masked_fourier((2, 4, 3), _mask(2, 1, 4, 3)),
+    "masked_fourier_per_coil": lambda: _masked_fourier((2, 4, 3), _mask(2, 1, 1)),
+    "sensitivity": lambda: Sensitivity(_complex(N_COILS, 4, 3)),
+    "sensitivity_3d": lambda: Sensitivity(_complex(N_COILS, 2, 2, 3), 3),
+    "sensitivity_batched": lambda: Sensitivity(_complex(2, N_COILS, 3, 3)),
+    "sensitivity_learned": lambda: Sensitivity(nn.Parameter(_complex(N_COILS, 3, 4))),
+    "cartesian_sense_full": lambda: _cartesian_sense(_complex(N_COILS, 4, 3)),
+    "cartesian_sense_point": lambda: _cartesian_sense(_complex(N_COILS, 4, 3), _mask(4, 3)),
+    "cartesian_sense_line": lambda: _cartesian_sense(_complex(N_COILS, 4, 4), _mask(4, 1)),
+    "cartesian_sense_odd": lambda: _cartesian_sense(_complex(3, 3, 5), _mask(1, 5)),
+    "cartesian_sense_3d": lambda: _cartesian_sense(_complex(N_COILS, 2, 2, 3), _mask(2, 2, 1), 3),
+    "cartesian_sense_constant_mask": lambda: _cartesian_sense(_complex(N_COILS, 4, 3), _mask(2, 1, 1)),
+    "cartesian_sense_batched_mask": lambda: _cartesian_sense(_complex(N_COILS, 4, 3), _mask(2, 1, 4, 3)),
+    "cartesian_sense_batched_csm": lambda: _cartesian_sense(_complex(2, N_COILS, 4, 3), _mask(4, 1)),
+    "cartesian_sense_batched_both": lambda: _cartesian_sense(_complex(2, 1, N_COILS, 3, 2), _mask(3, 1, 3, 2)),
+    "cartesian_sense_learned_full": lambda: _cartesian_sense(nn.Parameter(_complex(N_COILS, 2, 3))),
+    "cartesian_sense_learned_point": lambda: _cartesian_sense(nn.Parameter(_complex(N_COILS, 2, 3)), _mask(2, 3)),
+    "cartesian_sense_learned_line": lambda: _cartesian_sense(nn.Parameter(_complex(N_COILS, 3, 2)), _mask(3, 1)),
+    "cartesian_sense_learned_batched": lambda: _cartesian_sense(
+        nn.Parameter(_complex(2, N_COILS, 2, 2)), _mask(2, 1, 2, 2)
+    ),
+    "wavelet_haar_1d": lambda: Wavelet(Space((3, 8), "real"), "haar", 3, n_dims=1),
+    "wavelet_db2_2d": lambda: Wavelet(Space((4, 8)), "db2", 2),
+    "wavelet_db4_wrapped": lambda: Wavelet(Space((2, 6), "real"), "db4"),
+    "wavelet_sym4_3d": lambda: Wavelet(Space((4, 2, 2), "real"), "sym4", 1, n_dims=3),
+    "adjoint": lambda: Adjoint(Sensitivity(_complex(N_COILS, 3, 4))),
+    "adjoint_learned": lambda: Adjoint(Diagonal(nn.Parameter(_complex(2, 3)))),
+    "adjoint_batched": lambda: _cartesian_sense(_complex(2, N_COILS, 2, 3), _mask(2, 3)).H,
+    "composition": lambda: Fourier((5, 6)) @ Pad(IMAGE, (5, 6)) @ Diagonal(_complex(4, 5), IMAGE),
+    "composition_square": lambda: Diagonal(_complex(3, 4)) @ Diagonal(_real(1, 4), Space((3, 4))) @ Fourier((3, 4)),
+    "composition_real_to_complex": lambda: (
+        Fourier((3, 4)) @ Diagonal(_complex(3, 4), Space((3, 4), "real", ("y", "x")))
+    ),
+    "composition_batched": lambda: Mask(_mask(2, 1, 5), IMAGE) @ Diagonal(_complex(4, 5), IMAGE),
+    "composition_unfused": lambda: Composition(
+        [
+            Mask(_mask(4, 1).bool(), Space((N_COILS, 4, 3))),
+            Fourier((N_COILS, 4, 3)),
+            Sensitivity(nn.Parameter(_complex(N_COILS, 4, 3))),
+        ]
+    ),
+    "sum": lambda: Diagonal(_complex(4, 5), IMAGE) + Mask(_mask(2, 4, 5), IMAGE) + Identity(IMAGE),
+    "sum_real_to_complex": lambda: Sum([Diagonal(_complex(n, 3)[:2], Space((2, 3), "real")) for n in (2, 4)]),
+    "difference_of_operators": lambda: (
+        Fourier((3, 4)) @ Fourier((3, 4)).H - Mask(_mask(3, 4), Fourier((3, 4)).codomain)
+    ),
+    "scaled_real": lambda: 0.5 * Diagonal(_real(3, 4)),
+    "scaled_complex": lambda: Scaled(0.5 - 2j, Sensitivity(_complex(2, N_COILS, 3, 2))),
+    "scaled_complex_on_real": lambda: (1 + 1j) * Diagonal(_complex(3, 4), Space((3, 4), "real")),
+    "scaled_learned": lambda: Scaled(nn.Parameter(torch.tensor(-1.5, dtype=torch.float64)), Fourier((3, 4))),
+    "scaled_learned_complex": lambda: Scaled(nn.Parameter(_complex(1)[0]), Identity(IMAGE)),
+    "stack": lambda: Stack([Fourier((3, 4)), 2j * Fourier((3, 4)), _masked_fourier((3, 4), _mask(3, 1))]),
+    "stack_batched": lambda: Stack([Mask(_mask(2, 3, 4), Space((3, 4), "real")), Identity(Space((3, 4), "real"))]),
+}
+
+
+def public_subclasses(package: ModuleType, base: type) -> set[type]:
+    """Concrete public classes derived from ``base`` that are defined in ``package``, in whatever module.
+
+    Parameters
+    ----------
+    package
+        An imported package; all its modules are imported.
+    base
+        A class; it is not part of the result.
+
+    Returns
+    -------
+    set of type
+        The classes.
+    """
+    found: set[type] = set()
+    for module_info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module_info.name.rpartition(".")[2].startswith("__"):
+            found |= _public_subclasses_in(importlib.import_module(module_info.name), base)
+    return found
+
+
+def _public_subclasses_in(module: ModuleType, base: type) -> set[type]:
+    return {
+        cls
+        for name, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, base)
+        and cls is not base
+        and cls.__module__ == module.__name__
+        and not name.startswith("_")
+        and not inspect.isabstract(cls)
+    }
+
+
+def without_case(classes: Iterable[type], cases: dict[str, Callable[[], Any]]) -> list[str]:
+    """Names of the classes of which no case is an instance; a case of a subclass does not count."""
+    covered = {type(factory()) for factory in cases.values()}
+    return sorted(f"{cls.__module__}.{cls.__name__}" for cls in set(classes) - covered)
