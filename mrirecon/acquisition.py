@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from operators.voxel_grid import Triple, VoxelGrid
+from operators.voxel_grid import IDENTITY_DIRECTIONS, Triple, VoxelGrid
 
 Sizes = tuple[int, int, int]
 
@@ -76,7 +76,7 @@ class Acquisition:
     encoded_shape: Sizes
     encoded_fov_mm: Triple
     recon_fov_mm: Triple
-    directions: tuple[Triple, Triple, Triple] = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+    directions: tuple[Triple, Triple, Triple] = IDENTITY_DIRECTIONS
     slice_positions_mm: tuple[Triple, ...] = ((0.0, 0.0, 0.0),)
     slice_spacing_mm: float | None = None
     geometry_known: bool = False

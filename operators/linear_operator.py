@@ -1,5 +1,6 @@
 """Linear operators as differentiable layers: the base class and the algebra of operators."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
@@ -260,6 +261,10 @@ class _ApplyHook(torch.autograd.Function):
         for _ in range(max(missing, 0)):
             x = x.unsqueeze(1)
         return apply_with_adjoint_gradient(operator, direction, x), 0
+
+
+# torch asks for this signature at every call, and working it out costs more than a small transform.
+_ApplyHook.forward.__signature__ = inspect.signature(_ApplyHook.forward)  # type: ignore[attr-defined]
 
 
 def apply_with_adjoint_gradient(operator: LinearOperator, direction: Direction, x: torch.Tensor) -> torch.Tensor:

@@ -116,12 +116,15 @@ class CartesianSense(LinearOperator):
         if self._learns():
             return self.as_composition()._forward(x)
         batch = broadcast_batch(self.batch_shape, self.domain.batch_shape(x))
-        x = _flat_batch(in_precision_of(self.fourier._image_phase, x) * x, batch, self.domain.shape)
+        x = _flat_batch(in_precision_of(self.fourier._image_phase, x) * x, batch, self.domain.shape)[:, None]
         csm, weights = self._maps(x, batch), self._weights(x, batch, self.fourier._kspace_phase, self._scale)
-        y = x.new_empty(len(x), *self.codomain.shape)
-        for c, b in self._blocks(len(x)):
-            coil_kspace = torch.fft.fftn(csm[b, c] * x[b, None], dim=self.fourier.dims)
-            torch.mul(coil_kspace, weights[b, c], out=y[b, c])
+        blocks = self._blocks(len(x))
+        if len(blocks) == 1:
+            y = torch.fft.fftn(csm * x, dim=self.fourier.dims).mul_(weights)
+        else:
+            y = x.new_empty(len(x), *self.codomain.shape)
+            for c, b in blocks:
+                torch.mul(torch.fft.fftn(csm[b, c] * x[b], dim=self.fourier.dims), weights[b, c], out=y[b, c])
         return y.reshape(*batch, *self.codomain.shape)
 
     def _adjoint(self, y: torch.Tensor) -> torch.Tensor:
