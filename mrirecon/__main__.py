@@ -1,0 +1,5 @@
+"""``python -m mrirecon``."""
+
+from mrirecon.cli import main
+
+main()

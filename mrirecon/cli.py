@@ -1,0 +1,459 @@
+"""The command line ``mrirecon``. Nothing heavy is imported before a command runs."""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from operators.errors import InputError
+
+if TYPE_CHECKING:
+    from mrirecon.acquisition import Decision
+    from mrirecon.io.options import ReadOptions
+    from mrirecon.reconstruction import Progress, Reconstruction
+
+app = typer.Typer(
+    name="mrirecon",
+    help="Raw low-field MRI k-space in, NIfTI and DICOM out.",
+    epilog="Any command takes --debug to show the traceback of an error.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+log = Console(stderr=True, highlight=False)
+
+
+class Format(StrEnum):
+    """File formats of an image."""
+
+    nifti = "nifti"
+    dicom = "dicom"
+    npy = "npy"
+
+
+class Part(StrEnum):
+    """What of a complex image is written to NIfTI."""
+
+    magnitude = "magnitude"
+    phase = "phase"
+    complex = "complex"
+
+
+class CoilMaps(StrEnum):
+    """How coil sensitivity maps are estimated."""
+
+    espirit = "espirit"
+    walsh = "walsh"
+    none = "none"
+
+
+class FourierSign(StrEnum):
+    """Which transform of the samples is the image."""
+
+    inverse = "inverse"
+    forward = "forward"
+
+
+class Contrast(StrEnum):
+    """Contrasts of the built-in phantom."""
+
+    t1 = "t1"
+    t2 = "t2"
+    flair = "flair"
+
+
+class PartialFourier(StrEnum):
+    """What is done about k-space that was measured on one side only."""
+
+    auto = "auto"
+    pocs = "pocs"
+    homodyne = "homodyne"
+    none = "none"
+
+
+Variable = Annotated[str | None, typer.Option(help="Name of the array or group to read, where a file holds several.")]
+Axes = Annotated[str | None, typer.Option(help="Meaning of an array's axes in file order, such as kx,ky,slice.")]
+Sign = Annotated[FourierSign | None, typer.Option(help="Whether the image is the inverse or the forward transform.")]
+Voxel = Annotated[str | None, typer.Option(help="Voxel size dx,dy,dz in mm, for files without one.")]
+KeepOversampling = Annotated[bool, typer.Option("--keep-oversampling", help="Do not crop the readout.")]
+SplitAverages = Annotated[bool, typer.Option("--split-averages", help="Keep averages apart as repetitions.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+
+
+@app.command()
+def inspect(
+    file: Path,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    variable: Variable = None,
+    axes: Axes = None,
+    fourier_sign: Sign = None,
+    voxel_mm: Voxel = None,
+    keep_oversampling: KeepOversampling = False,
+    split_averages: SplitAverages = False,
+) -> None:
+    """Print what a raw file holds: encoding, lines, coils, noise, geometry, decisions and warnings."""
+    from mrirecon.inspection import describe
+    from mrirecon.io import read, sniff
+
+    options = _read_options(variable, axes, fourier_sign, voxel_mm, keep_oversampling, split_averages)
+    description = {"format": sniff(file), **describe(read(file, options))}
+    if as_json:
+        print(json.dumps(description, indent=2))
+        return
+    _print_description(file.name, description)
+
+
+@app.command()
+def reconstruct(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A file; a directory for DICOM or several files.")],
+    method: Annotated[str, typer.Option(help="adjoint, cg-sense, tv or wavelet.")] = "tv",
+    regularisation: Annotated[
+        float | None, typer.Option("--lambda", min=0.0, help="Strength relative to the noise level; 0 for none.")
+    ] = None,
+    n_iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Number of iterations.")] = None,
+    coil_maps: Annotated[CoilMaps, typer.Option(help="How coil sensitivities are estimated.")] = CoilMaps.espirit,
+    partial_fourier: Annotated[PartialFourier, typer.Option(help="Filling of a missing side of k-space.")] = (
+        PartialFourier.auto
+    ),
+    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
+    file_format: Annotated[
+        Format | None, typer.Option("--format", help="By default told by the output's name.")
+    ] = None,
+    part: Annotated[Part, typer.Option(help="What of the complex image NIfTI gets.")] = Part.magnitude,
+    preview: Annotated[bool, typer.Option("--preview", help="Also write a PNG beside the output.")] = False,
+    identifiers: Annotated[
+        bool, typer.Option("--identifiers", help="Carry the person's identifiers to DICOM.")
+    ] = False,
+    overwrite: Overwrite = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
+    ] = False,
+    variable: Variable = None,
+    axes: Axes = None,
+    fourier_sign: Sign = None,
+    voxel_mm: Voxel = None,
+    keep_oversampling: KeepOversampling = False,
+    split_averages: SplitAverages = False,
+) -> None:
+    """Reconstruct raw files to NIfTI, DICOM or npy.
+
+    Several files go to one directory; a file that fails does not stop the others, and the exit status is 2.
+    """
+    from mrirecon.reconstruction import reconstruct as compute
+    from operators.files import check_writable
+
+    options = _read_options(variable, axes, fourier_sign, voxel_mm, keep_oversampling, split_averages)
+    chosen = file_format or _format_told_by(output, several=len(files) > 1)
+    outputs = _output_paths(files, output, chosen)
+    n_failed = 0
+    for file, target in zip(files, outputs, strict=True):
+        if skip_existing and target.exists():
+            log.print(f"{target.name} exists already; skipped.")
+            continue
+        try:
+            from mrirecon.io import read
+
+            _check_output(target, chosen, overwrite=overwrite)
+            if preview:
+                check_writable(_preview_path(target), overwrite=overwrite)
+            with _progress(file.name) as progress:
+                result = compute(
+                    read(file, options),
+                    method,
+                    regularisation=regularisation,
+                    n_iterations=n_iterations,
+                    coil_maps=coil_maps.value,
+                    partial_fourier=partial_fourier.value,
+                    device=device,
+                    progress=progress,
+                )
+            _print_decisions(result.decisions)
+            _write(result, target, chosen, part=part, identifiers=identifiers, overwrite=overwrite)
+            if preview:
+                _write_preview(result, _preview_path(target), overwrite=overwrite)
+            _print_result(result, target)
+        except InputError as error:
+            if len(files) == 1:
+                raise
+            n_failed += 1
+            log.print(f"[bold red]{file.name}[/]: {error}", markup=True)
+    if n_failed:
+        raise InputError(f"{n_failed} of {len(files)} files failed; their messages are above, the others were written.")
+
+
+@app.command()
+def simulate(
+    image: Annotated[str, typer.Argument(help="A NIfTI image, or the word 'phantom' for the built-in one.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ISMRMRD file to write (.h5).")],
+    matrix: Annotated[int, typer.Option(min=16, max=1024, help="Size of the square k-space grid.")] = 128,
+    n_slices: Annotated[int, typer.Option("--slices", min=1, max=256, help="Slices of the built-in phantom.")] = 4,
+    box: Annotated[str | None, typer.Option(help="Keep a central box ky,kx of k-space, such as 96,96.")] = None,
+    acceleration: Annotated[float, typer.Option(min=1.0, help="Keep this fraction of the lines, at random.")] = 1.0,
+    centre_lines: Annotated[int, typer.Option(min=1, help="Central lines always kept when accelerating.")] = 16,
+    noise: Annotated[float, typer.Option(min=0.0, help="Noise variance relative to the signal's.")] = 0.2,
+    coils: Annotated[int, typer.Option(min=1, max=64, help="Number of receive coils.")] = 1,
+    contrast: Annotated[Contrast, typer.Option(help="Contrast of the built-in phantom.")] = Contrast.t2,
+    seed: Annotated[int, typer.Option(help="Seed of phase, noise and line selection.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a noisy, undersampled scan and write it as ISMRMRD raw data."""
+    from mrirecon.io.ismrmrd import write_ismrmrd
+    from mrirecon.simulation import Scenario, simulate_scenario
+    from operators.files import check_writable
+
+    check_writable(output, overwrite=overwrite)
+    scenario = Scenario(
+        image=image,
+        matrix=matrix,
+        n_slices=n_slices,
+        box=_sizes(box, "--box", 2) if box else None,
+        acceleration=acceleration,
+        n_centre_lines=centre_lines,
+        relative_noise_variance=noise,
+        n_coils=coils,
+        contrast=contrast.value,
+        seed=seed,
+    )
+    simulation = simulate_scenario(scenario)
+    write_ismrmrd(output, simulation.kspace, overwrite=overwrite)
+    rate = 100 * simulation.kspace.fill_rate
+    log.print(f"Wrote {output}: k-space {tuple(simulation.kspace.data.shape)}, {rate:.0f} % measured.")
+    log.print(f"Next: mrirecon reconstruct {output} -o image.nii.gz --preview")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the results.")] = Path("mrirecon-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of phase, noise and line selection.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a low-field scan, reconstruct it with every method, and show how well it went; under a minute."""
+    from mrirecon.demo import run_demo
+    from operators.files import check_writable
+
+    check_writable(output, overwrite=overwrite)
+    with _progress("demo") as progress:
+        rows = run_demo(output, seed=seed, overwrite=overwrite, progress=progress)
+    _print_demo(output, rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the entry point of ``mrirecon``.
+
+    Parameters
+    ----------
+    arguments
+        Words after the program's name; by default those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app([word for word in words if word != "--debug"], prog_name="mrirecon")
+    except (InputError, MemoryError) as error:
+        if debug:
+            raise
+        sentence = str(error) or "The machine has too little memory for this scan."
+        log.print("[bold red]Error:[/] ", end="")
+        log.print(sentence, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+def _read_options(
+    variable: str | None,
+    axes: str | None,
+    fourier_sign: FourierSign | None,
+    voxel_mm: str | None,
+    keep_oversampling: bool,
+    split_averages: bool,
+) -> "ReadOptions":
+    from mrirecon.io.options import ReadOptions
+
+    return ReadOptions(
+        variable=variable,
+        axes=tuple(name.strip() for name in axes.split(",")) if axes else None,
+        fourier_sign=None if fourier_sign is None else fourier_sign.value,
+        voxel_mm=_voxel(voxel_mm) if voxel_mm else None,
+        remove_oversampling=not keep_oversampling,
+        average=not split_averages,
+    )
+
+
+def _voxel(text: str) -> tuple[float, float, float]:
+    try:
+        dx, dy, dz = (float(word) for word in text.split(","))
+    except ValueError:
+        raise InputError(f"--voxel-mm is {text!r}; expected three numbers dx,dy,dz in mm, such as 2,2,5.") from None
+    if not all(0 < size < 1000 for size in (dx, dy, dz)):
+        raise InputError(f"--voxel-mm is {text!r}; every size must be positive and below 1000 mm.")
+    return dx, dy, dz
+
+
+def _sizes(text: str, option: str, n: int) -> tuple[int, ...]:
+    words = text.split(",")
+    if len(words) != n or not all(word.strip().isdigit() for word in words):
+        raise InputError(f"{option} is {text!r}; expected {n} whole numbers separated by commas.")
+    return tuple(int(word) for word in words)
+
+
+_SUFFIX = {Format.nifti: ".nii.gz", Format.dicom: "", Format.npy: ".npy"}
+
+
+def _format_told_by(output: Path, *, several: bool) -> Format:
+    if several or output.name.endswith((".nii", ".nii.gz")):
+        return Format.nifti
+    if output.suffix == ".npy":
+        return Format.npy
+    if output.suffix in ("", ".dcm"):
+        return Format.dicom
+    raise InputError(f"The output {output.name} names no known format; end it in .nii.gz or .npy, or pass --format.")
+
+
+def _output_paths(files: list[Path], output: Path, chosen: Format) -> list[Path]:
+    if len(files) == 1:
+        return [output]
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; several inputs need a directory as output.")
+    output.mkdir(exist_ok=True)
+    stems = [file.name.split(".")[0] for file in files]
+    names = [
+        f"{file.absolute().parent.name}_{stem}" if stems.count(stem) > 1 else stem
+        for file, stem in zip(files, stems, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        raise InputError("Several input files have the same name and folder name; reconstruct them one by one.")
+    return [output / (name + _SUFFIX[chosen]) for name in names]
+
+
+def _check_output(target: Path, chosen: Format, *, overwrite: bool) -> None:
+    from operators.files import check_writable
+
+    if chosen is Format.dicom:
+        from mrirecon.io.dicom import check_dicom_folder
+
+        check_dicom_folder(target, overwrite=overwrite)
+    else:
+        check_writable(target, overwrite=overwrite)
+
+
+def _preview_path(target: Path) -> Path:
+    return target.with_name(target.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".npy") + ".png")
+
+
+def _write(
+    result: "Reconstruction", target: Path, chosen: Format, *, part: Part, identifiers: bool, overwrite: bool
+) -> None:
+    acquisition = result.acquisition
+    if chosen is Format.nifti:
+        from mrirecon.io.nifti import write_nifti
+
+        write_nifti(
+            target,
+            result.image,
+            result.grid,
+            part=part.value,
+            geometry_known=acquisition.geometry_known,
+            repetition_time_ms=acquisition.repetition_time_ms,
+            description=f"mrirecon {result.method}",
+            overwrite=overwrite,
+        )
+    elif chosen is Format.dicom:
+        from mrirecon.io.dicom import write_dicom
+
+        write_dicom(
+            target,
+            result.image,
+            result.grid,
+            geometry_known=acquisition.geometry_known,
+            acquisition=acquisition,
+            method=result.method,
+            description=f"Reconstructed from raw k-space by mrirecon, method {result.method}",
+            patient=acquisition.patient if identifiers else None,
+            overwrite=overwrite,
+        )
+    else:
+        import numpy as np
+
+        from operators.files import replacing
+
+        with replacing(target, overwrite=overwrite) as temporary, temporary.open("wb") as stream:
+            np.save(stream, result.image.numpy())
+
+
+def _write_preview(result: "Reconstruction", path: Path, *, overwrite: bool) -> None:
+    from mrirecon.io.picture import write_preview
+
+    write_preview(path, result.image, grid=result.grid, overwrite=overwrite)
+
+
+@contextmanager
+def _progress(name: str) -> Iterator["Progress"]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=log, transient=True) as bar:
+        task = bar.add_task(name, total=None, rate="")
+
+        def report(n_done: int, n_total: int) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(task, completed=n_done, total=n_total, rate=f"{speed:.1f}/s" if speed else "")
+
+        yield report
+
+
+def _print_decisions(decisions: "tuple[Decision, ...]") -> None:
+    for decision in decisions:
+        style = "yellow" if decision.warning else "dim"
+        log.print(f"  {decision}", style=style, markup=False, soft_wrap=True)
+
+
+def _print_result(result: "Reconstruction", target: Path) -> None:
+    spacing = " × ".join(f"{size:.3g}" for size in result.grid.spacing_mm[::-1])
+    residual = float(result.residual.mean())
+    log.print(
+        f"Wrote {target}: {' × '.join(map(str, result.image.shape))} voxels of {spacing} mm, method {result.method}, "
+        f"whitened data residual {residual:.2f} (1 = image and noise explain the data).",
+        soft_wrap=True,
+    )
+
+
+def _print_description(name: str, description: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{name} · {description['format']}", show_header=False, title_justify="left")
+    for section in ("encoding", "counts", "noise", "geometry", "protocol"):
+        for key, value in description[section].items():
+            table.add_row(section, key, " ".join(map(str, value)) if isinstance(value, list) else str(value))
+        table.add_section()
+    out.print(table)
+    for text in description["decisions"]:
+        out.print(f"  {text}", style="dim", markup=False)
+    for text in description["warnings"]:
+        out.print(f"! {text}", style="yellow", markup=False)
+
+
+def _print_demo(output: Path, rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(*rows[0], title="Magnitude against the noise-free phantom, mean over slices")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
+    out.print(table)
+    out.print(f"Look at {output / 'comparison.png'}; the images are {output / 'tv.nii.gz'} and its neighbours.")
+    out.print("Next, with your own raw file:")
+    out.print("  mrirecon inspect YOUR_FILE")
+    out.print("  mrirecon reconstruct YOUR_FILE -o image.nii.gz --preview")

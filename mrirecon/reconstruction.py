@@ -1,0 +1,380 @@
+"""From k-space to images: the operator of a scan, the methods, and the pipeline that joins them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from mrirecon.acquisition import Acquisition, Decision
+from mrirecon.coils import estimate_csm, root_sum_of_squares
+from mrirecon.kspace import KSpace
+from mrirecon.partial_fourier import homodyne, is_partial_fourier, pocs
+from mrirecon.prepare import noise_std, prewhiten
+from operators.elementary import Crop, FiniteDifference, Mask, centred_window
+from operators.errors import InputError
+from operators.fourier import Fourier
+from operators.linear_operator import LinearOperator
+from operators.proximal import complex_soft_threshold, project_dual_ball
+from operators.sensitivity import Sensitivity
+from operators.solvers import cg, fista, pdhg
+from operators.space import Space, inner
+from operators.voxel_grid import VoxelGrid
+from operators.wavelet import Wavelet
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """An image with everything that is needed to trust it and to write it.
+
+    Parameters
+    ----------
+    image
+        Complex64 ``(*batch, z, y, x)``, in the units of the data (of the average coil, where there are several); z is
+        the slice of a two-dimensional stack.
+    grid
+        Where the voxels lie in the patient.
+    method
+        Name of the method.
+    acquisition
+        Header of the scan.
+    noise_std
+        Noise level per real component that the reconstruction assumed, in the units of the data.
+    residual
+        Whitened data residual ‖M(A x − y)‖² / (2 σ² n) per image, real ``batch``; 1 where image and noise level
+        explain the data, below where noise was fitted, above where structure was lost.
+    csm
+        Coil sensitivity maps that were used, or ``None``.
+    decisions
+        What was decided or done on the way, in order.
+    """
+
+    image: torch.Tensor
+    grid: VoxelGrid
+    method: str
+    acquisition: Acquisition
+    noise_std: float
+    residual: torch.Tensor
+    csm: torch.Tensor | None
+    decisions: tuple[Decision, ...]
+
+
+Run = Callable[[LinearOperator, torch.Tensor, float, float, int], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A reconstruction method.
+
+    Parameters
+    ----------
+    summary
+        One line for people.
+    run
+        ``run(A, y, noise_std, regularisation, n_iterations)`` with y ``(sample, coil, [kz,] ky, kx)`` returns the
+        images ``(sample, [z,] y, x)``.
+    regularisation
+        Default strength, relative to the noise level, so that one number serves every scan.
+    n_iterations
+        Default number of iterations.
+    """
+
+    summary: str
+    run: Run
+    regularisation: float
+    n_iterations: int
+
+
+def operator_for(kspace: KSpace, csm: torch.Tensor | None = None) -> LinearOperator:
+    """Assemble the forward operator of a scan: ``Mask @ Fourier @ Sensitivity``.
+
+    Parameters
+    ----------
+    kspace
+        The scan.
+    csm
+        Coil sensitivity maps, complex ``(*batch, coil, [z,] y, x)``; ``None`` for a single coil of sensitivity 1.
+
+    Returns
+    -------
+    LinearOperator
+        From images ``([z,] y, x)`` to k-space ``(coil, [kz,] ky, kx)``.
+
+    Raises
+    ------
+    ValueError
+        If the number of coils differs.
+    """
+    csm = _maps_or_one(kspace, csm)
+    n_maps = csm.shape[-kspace.n_dims - 1]
+    if n_maps != kspace.n_coils:
+        raise ValueError(f"kspace has {kspace.n_coils} coils but csm has {n_maps}; both must come from the same scan.")
+    fourier = Fourier((n_maps, *kspace.image_shape), n_dims=kspace.n_dims)
+    return Mask(kspace.mask, fourier.codomain) @ fourier @ Sensitivity(csm, n_dims=kspace.n_dims)
+
+
+def reconstruct(
+    kspace: KSpace,
+    method: str = "tv",
+    *,
+    regularisation: float | None = None,
+    n_iterations: int | None = None,
+    coil_maps: Literal["espirit", "walsh", "none"] = "espirit",
+    partial_fourier: Literal["auto", "pocs", "homodyne", "none"] = "auto",
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Reconstruction:
+    """Reconstruct the images of a scan.
+
+    Parameters
+    ----------
+    kspace
+        What a reader returned.
+    method
+        A name in `METHODS`.
+    regularisation
+        Strength relative to the noise level; by default the method's.
+    n_iterations
+        By default the method's.
+    coil_maps
+        How sensitivities are estimated where there are several coils; with ``"none"`` each coil is reconstructed on
+        its own and the results are combined by the root of the sum of squares.
+    partial_fourier
+        What the method ``adjoint`` does about k-space that was measured on one side only: ``"auto"`` is POCS where
+        that is so, ``"none"`` leaves zeros. Iterative methods treat what is missing as not measured.
+    device
+        Where to compute.
+    progress
+        Called with (images done, images in all).
+
+    Returns
+    -------
+    Reconstruction
+        Images, grid, log.
+
+    Raises
+    ------
+    InputError
+        If the method or the device is unknown, or an option does not go with the method.
+    """
+    chosen = _checked_method(method, partial_fourier)
+    strength = chosen.regularisation if regularisation is None else regularisation
+    kspace, noise, unit = _whitened(_on_device(kspace, device))
+    csm, decision = estimate_csm(kspace, method=coil_maps)
+    kspace = kspace.with_decisions(decision)
+    n_separate = kspace.n_coils if csm is None else 1
+    kspace, completion = _partial_fourier_step(kspace, method, partial_fourier)
+
+    images, residuals = [], []
+    samples = list(_samples(kspace, csm))
+    n_done, n_images = 0, sum(len(part.data) for part, _ in samples)
+    for part, maps in samples:
+        A = operator_for(part, maps)
+        if completion is None:
+            image = chosen.run(A, part.data, noise, strength, n_iterations or chosen.n_iterations)
+        else:
+            coil_images = completion(part.data, part.mask, n_dims=part.n_dims)
+            image = Sensitivity(_maps_or_one(part, maps), n_dims=part.n_dims).adjoint(coil_images)
+        images.append(image)
+        residuals.append(_whitened_residual(A, image, part.data, part.mask, noise))
+        n_done += len(image)
+        if progress is not None:
+            progress(n_done, n_images)
+
+    batch = tuple(kspace.data.shape[: len(kspace.batch_axes)])
+    image = torch.cat(images).reshape(*batch, n_separate, *kspace.image_shape)
+    residual = torch.cat(residuals).reshape(*batch, n_separate).mean(dim=-1)
+    image = image.squeeze(len(batch)) if n_separate == 1 else root_sum_of_squares(image, dim=len(batch)).to(image.dtype)
+    image, grid, cropping = _cropped_to_recon_fov(image, kspace)
+    return Reconstruction(
+        image=(unit * image).cpu(),
+        grid=grid,
+        method=method,
+        acquisition=kspace.acquisition,
+        noise_std=unit * noise,
+        residual=residual.cpu(),
+        csm=None if csm is None else csm.cpu(),
+        decisions=(*kspace.decisions, *cropping),
+    )
+
+
+def _adjoint(
+    A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int
+) -> torch.Tensor:
+    return A.adjoint(y)
+
+
+def _cg_sense(
+    A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int
+) -> torch.Tensor:
+    """(1 + λ) argmin ½‖A x − y‖² + λ/2 ‖x‖², λ = regularisation · 2σ² / (signal power), the Wiener weight.
+
+    The factor undoes the shrinkage of what the data determine fully (where AᴴA = 1), so that intensities stay true.
+    """
+    x0 = A.adjoint(y)
+    n_dims = A.domain.n_dims
+    power = inner(x0, x0, n_dims).real / A.domain.size
+    signal = (power - 2 * noise**2).clamp_min(1e-3 * power).clamp_min(torch.finfo(power.dtype).tiny)
+    weight = (regularisation * 2 * noise**2 / signal).reshape(-1, *(1,) * n_dims)
+    solution = cg(lambda x: A.gram(x) + weight * x, x0, max_iterations=n_iterations, rtol=1e-4, batch_dims=1)
+    return (1 + weight) * solution.value
+
+
+def _tv(A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int) -> torch.Tensor:
+    """Argmin ½‖A x − y‖² + λ Σ_r ‖(G x)_r‖₂, λ = regularisation · σ: isotropic total variation, by PDHG."""
+    difference = FiniteDifference(A.domain)
+    radius = regularisation * noise
+    x0 = A.adjoint(y)
+    return pdhg(
+        difference,
+        lambda p, _: project_dual_ball(p, radius, dim=-difference.codomain.n_dims),
+        lambda x, _: x,
+        x0=x0,
+        gradient=lambda x: A.gram(x) - x0,
+        lipschitz=A.norm().square(),
+        n_iterations=n_iterations,
+        rtol=1e-4,
+    ).value
+
+
+def _wavelet(
+    A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int
+) -> torch.Tensor:
+    """S argmin ½‖A S c − y‖² + λ ‖detail part of c‖₁, S the wavelet synthesis, λ = regularisation · σ, by FISTA."""
+    padded = tuple(-(-n // _WAVELET_BLOCK) * _WAVELET_BLOCK for n in A.domain.shape)
+    space = Space(padded, "complex")
+    wavelet = Wavelet(space, "db4", level=_WAVELET_LEVEL, n_dims=len(padded))
+    synthesis = Crop(space, A.domain.shape) @ wavelet.H
+    threshold = regularisation * noise * wavelet.detail_mask().to(y.device)
+    codes = fista(
+        A @ synthesis,
+        y,
+        lambda c, step: complex_soft_threshold(c, step * threshold),
+        step=1 / A.norm().square(),
+        n_iterations=n_iterations,
+        rtol=1e-4,
+        restart=True,
+    ).value
+    return synthesis(codes)
+
+
+_WAVELET_LEVEL = 4
+_WAVELET_BLOCK = 2**_WAVELET_LEVEL
+
+METHODS: Mapping[str, Method] = {
+    "adjoint": Method("zero-filled inverse transform", _adjoint, regularisation=0.0, n_iterations=1),
+    "cg-sense": Method("least squares with a Wiener weight", _cg_sense, regularisation=2.0, n_iterations=30),
+    "tv": Method("total variation", _tv, regularisation=0.4, n_iterations=200),
+    "wavelet": Method("wavelet sparsity", _wavelet, regularisation=0.7, n_iterations=100),
+}
+
+
+def _checked_method(name: str, partial_fourier: str) -> Method:
+    if name not in METHODS:
+        raise InputError(f"The method {name!r} is unknown; choose one of {', '.join(METHODS)}.")
+    if partial_fourier in ("pocs", "homodyne") and name != "adjoint":
+        raise InputError(
+            f"Partial Fourier filling by {partial_fourier} belongs to the method adjoint; {name} takes what is missing "
+            "as not measured. Leave one of the two options out."
+        )
+    return METHODS[name]
+
+
+def _on_device(kspace: KSpace, device: str | torch.device) -> KSpace:
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu."
+        ) from None
+    moved = {
+        name: value.to(target)
+        for name in ("data", "mask", "noise", "calibration")
+        if (value := getattr(kspace, name)) is not None
+    }
+    return replace(kspace, **moved)
+
+
+def _whitened(kspace: KSpace) -> tuple[KSpace, float, float]:
+    """The scan with coils of equal, uncorrelated noise, the noise level they then have, and the unit to go back."""
+    levels, decision = noise_std(kspace)
+    noise = float(levels.square().mean().sqrt())
+    kspace = kspace.with_decisions(decision)
+    if kspace.n_coils == 1:
+        return kspace, noise, 1.0
+    kspace = prewhiten(kspace)
+    white = float(noise_std(kspace)[0].square().mean().sqrt())
+    return kspace, white, noise / white
+
+
+Completion = Callable[..., torch.Tensor]
+
+
+def _partial_fourier_step(kspace: KSpace, method: str, choice: str) -> tuple[KSpace, Completion | None]:
+    """How the adjoint fills a missing side of k-space, logged; ``None`` where nothing is filled."""
+    found = is_partial_fourier(kspace.mask, kspace.n_dims)
+    if method != "adjoint" or choice == "none" or (found is None and choice == "auto"):
+        return kspace, None
+    completion = homodyne if choice == "homodyne" else pocs
+    extent = "no side is missing" if found is None else f"{100 * found[1]:.0f} % of dimension {found[0]} was measured"
+    decision = Decision("partial_fourier", completion.__name__, extent, "--partial-fourier")
+    return kspace.with_decisions(decision), completion
+
+
+_ENTRIES_AT_A_TIME = 1 << 22
+
+
+def _samples(kspace: KSpace, csm: torch.Tensor | None) -> Iterator[tuple[KSpace, torch.Tensor | None]]:
+    """The scan in parts of a few images each, with one leading batch axis; without maps every coil is an image."""
+    n_batch, n_dims = len(kspace.batch_axes), kspace.n_dims
+    coil_data = kspace.data.flatten(0, n_batch - 1) if n_batch else kspace.data[None]
+    mask_shape = (*kspace.data.shape[:n_batch], 1, *kspace.image_shape)
+    mask = kspace.mask.expand(mask_shape)
+    mask = mask.flatten(0, n_batch - 1) if n_batch else mask[None]
+    if csm is None:
+        mask = mask.expand(coil_data.shape).flatten(0, 1).unsqueeze(1)
+        coil_data = coil_data.flatten(0, 1).unsqueeze(1)
+    elif csm.ndim > n_dims + 1:
+        csm = csm.expand(*kspace.data.shape).flatten(0, n_batch - 1)
+    size = max(1, _ENTRIES_AT_A_TIME // coil_data[0].numel())
+    for start in range(0, len(coil_data), size):
+        part = slice(start, start + size)
+        record = replace(
+            kspace, data=coil_data[part], mask=mask[part], batch_axes=("slice",), noise=None, calibration=None
+        )
+        yield record, csm if csm is None or csm.ndim == n_dims + 1 else csm[part]
+
+
+def _maps_or_one(kspace: KSpace, csm: torch.Tensor | None) -> torch.Tensor:
+    if csm is not None:
+        return csm
+    return torch.ones(1, *kspace.image_shape, dtype=kspace.data.dtype, device=kspace.data.device)
+
+
+def _whitened_residual(
+    A: LinearOperator, image: torch.Tensor, y: torch.Tensor, mask: torch.Tensor, noise: float
+) -> torch.Tensor:
+    difference = A(image) - mask * y
+    n_measured = mask.expand_as(y).flatten(1).sum(dim=1)
+    return difference.flatten(1).abs().square().sum(dim=1) / (2 * noise**2 * n_measured)
+
+
+def _cropped_to_recon_fov(image: torch.Tensor, kspace: KSpace) -> tuple[torch.Tensor, VoxelGrid, tuple[Decision, ...]]:
+    """Crop to the field of view that the header asks for; the voxel size stays what was measured."""
+    acquisition = kspace.acquisition
+    grid = acquisition.encoded_grid(n_slices=kspace.n_slices)
+    sizes = [
+        min(n, max(1, round(n * wanted / encoded)))
+        for n, wanted, encoded in zip(grid.shape, acquisition.recon_fov_mm, acquisition.encoded_fov_mm, strict=True)
+    ]
+    if kspace.n_dims == 2:
+        sizes[0] = grid.shape[0]
+    if tuple(sizes) == grid.shape:
+        return image, grid, ()
+    window = centred_window(sizes, grid.shape)
+    index: tuple[Any, ...] = (..., *window)
+    decision = Decision("field_of_view", f"cropped from {grid.shape} to {tuple(sizes)}", "the header asks for it")
+    return image[index], grid.cropped(window), (decision,)
