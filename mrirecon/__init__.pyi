@@ -1,5 +1,4 @@
 from .acquisition import Acquisition as Acquisition
-from .acquisition import Decision as Decision
 from .coils import compress as compress
 from .coils import espirit as espirit
 from .coils import estimate_csm as estimate_csm

@@ -1,4 +1,4 @@
-"""What is known about a scan beside its samples: geometry, protocol, and the decisions that reading it took."""
+"""What is known about a scan beside its samples: geometry and protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,35 +6,6 @@ from dataclasses import dataclass, field
 from operators.voxel_grid import IDENTITY_DIRECTIONS, Triple, VoxelGrid
 
 Sizes = tuple[int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Something that the file did not say and that was decided for it, or a step that was taken.
-
-    Parameters
-    ----------
-    name
-        What was decided, in snake case, such as ``"fourier_sign"``.
-    value
-        What it was decided to be, as text.
-    reason
-        Why, in one sentence.
-    override
-        The option that decides otherwise, such as ``"--voxel-mm"``; ``None`` where there is none.
-    warning
-        Whether a person should look at it.
-    """
-
-    name: str
-    value: str
-    reason: str
-    override: str | None = None
-    warning: bool = False
-
-    def __str__(self) -> str:
-        change = f" Override with {self.override}." if self.override else ""
-        return f"{self.name}: {self.value} — {self.reason}{change}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from rich.console import Console
 from operators.errors import InputError
 
 if TYPE_CHECKING:
-    from mrirecon.acquisition import Decision
     from mrirecon.io.options import ReadOptions
     from mrirecon.reconstruction import Progress, Reconstruction
+    from operators.decision import Decision
 
 app = typer.Typer(
     name="mrirecon",
@@ -149,7 +149,7 @@ def reconstruct(
     Several files go to one directory; a file that fails does not stop the others, and the exit status is 2.
     """
     from mrirecon.reconstruction import reconstruct as compute
-    from operators.files import check_writable
+    from operators.io.files import check_writable
 
     options = _read_options(variable, axes, fourier_sign, voxel_mm, keep_oversampling, split_averages)
     chosen = file_format or _format_told_by(output, several=len(files) > 1)
@@ -208,7 +208,7 @@ def simulate(
     """Simulate a noisy, undersampled scan and write it as ISMRMRD raw data."""
     from mrirecon.io.ismrmrd import write_ismrmrd
     from mrirecon.simulation import Scenario, simulate_scenario
-    from operators.files import check_writable
+    from operators.io.files import check_writable
 
     check_writable(output, overwrite=overwrite)
     scenario = Scenario(
@@ -238,7 +238,7 @@ def demo(
 ) -> None:
     """Simulate a low-field scan, reconstruct it with every method, and show how well it went; under a minute."""
     from mrirecon.demo import run_demo
-    from operators.files import check_writable
+    from operators.io.files import check_writable
 
     check_writable(output, overwrite=overwrite)
     with _progress("demo") as progress:
@@ -334,7 +334,7 @@ def _output_paths(files: list[Path], output: Path, chosen: Format) -> list[Path]
 
 
 def _check_output(target: Path, chosen: Format, *, overwrite: bool) -> None:
-    from operators.files import check_writable
+    from operators.io.files import check_writable
 
     if chosen is Format.dicom:
         from mrirecon.io.dicom import check_dicom_folder
@@ -353,7 +353,7 @@ def _write(
 ) -> None:
     acquisition = result.acquisition
     if chosen is Format.nifti:
-        from mrirecon.io.nifti import write_nifti
+        from operators.io.nifti import write_nifti
 
         write_nifti(
             target,
@@ -382,14 +382,14 @@ def _write(
     else:
         import numpy as np
 
-        from operators.files import replacing
+        from operators.io.files import replacing
 
         with replacing(target, overwrite=overwrite) as temporary, temporary.open("wb") as stream:
             np.save(stream, result.image.numpy())
 
 
 def _write_preview(result: "Reconstruction", path: Path, *, overwrite: bool) -> None:
-    from mrirecon.io.picture import write_preview
+    from operators.io.picture import write_preview
 
     write_preview(path, result.image, grid=result.grid, overwrite=overwrite)
 

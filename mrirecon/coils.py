@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from mrirecon.acquisition import Decision
 from mrirecon.kspace import KSpace
 from mrirecon.prepare import mix_coils, noise_std
+from operators.decision import Decision
 from operators.elementary import Pad, centred_window
 from operators.errors import InputError
 from operators.fourier import Fourier

@@ -8,13 +8,13 @@ import torch
 
 from mrirecon.io import read
 from mrirecon.io.ismrmrd import write_ismrmrd
-from mrirecon.io.nifti import write_nifti
-from mrirecon.io.picture import write_comparison
 from mrirecon.phantom import head_mask
 from mrirecon.reconstruction import METHODS, Progress, reconstruct
 from mrirecon.simulation import Scenario, simulate_scenario
-from operators.files import replacing
 from operators.functionals import nrmse, psnr_slice, ssim_uniform_7x7
+from operators.io.files import replacing
+from operators.io.nifti import write_nifti
+from operators.io.picture import write_comparison
 
 SCENARIO = Scenario(matrix=160, n_slices=4, acceleration=1.5, n_centre_lines=24, relative_noise_variance=0.05)
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mrirecon.acquisition import Acquisition, Decision
+from mrirecon.acquisition import Acquisition
+from operators.decision import Decision
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from mrirecon.acquisition import Decision
 from mrirecon.kspace import KSpace
+from operators.decision import Decision
 from operators.errors import InputError
 from operators.fourier import Fourier
 

@@ -6,11 +6,12 @@ from typing import Any, Literal
 
 import torch
 
-from mrirecon.acquisition import Acquisition, Decision
+from mrirecon.acquisition import Acquisition
 from mrirecon.coils import estimate_csm, root_sum_of_squares
 from mrirecon.kspace import KSpace
 from mrirecon.partial_fourier import homodyne, is_partial_fourier, pocs
 from mrirecon.prepare import noise_std, prewhiten
+from operators.decision import Decision
 from operators.elementary import Crop, FiniteDifference, Mask, centred_window
 from operators.errors import InputError
 from operators.fourier import Fourier

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
-from mrirecon.acquisition import Acquisition, Decision
+from mrirecon.acquisition import Acquisition
 from mrirecon.kspace import KSpace
 from mrirecon.phantom import brain_phantom, coil_sensitivities, smooth_phase
 from mrirecon.sampling import box_mask, line_mask
+from operators.decision import Decision
 from operators.elementary import Crop, Mask, Pad
 from operators.errors import InputError
 from operators.fourier import Fourier
@@ -126,7 +127,7 @@ def _image_of(scenario: Scenario) -> tuple[torch.Tensor, VoxelGrid]:
         image = brain_phantom(fine, contrast=scenario.contrast, seed=scenario.seed)
         spacing = _HEAD_FOV_MM / scenario.matrix
         return resample(image, shape), _identity_grid((scenario.n_slices, *shape), (5.0, spacing, spacing))
-    from mrirecon.io.nifti import read_nifti_image
+    from operators.io.nifti import read_nifti_image
 
     magnitude, grid = read_nifti_image(Path(scenario.image))
     phase = smooth_phase(tuple(magnitude.shape), seed=scenario.seed)

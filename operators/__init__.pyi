@@ -1,3 +1,6 @@
+from .beam_geometry import FanBeam as FanBeam
+from .beam_geometry import ParallelBeam as ParallelBeam
+from .decision import Decision as Decision
 from .elementary import Crop as Crop
 from .elementary import Diagonal as Diagonal
 from .elementary import FiniteDifference as FiniteDifference

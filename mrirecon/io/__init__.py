@@ -118,22 +118,18 @@ def _head(path: Path) -> bytes:
 
 def _sniff_hdf5(path: Path) -> str:
     from mrirecon.io.fastmri import looks_like_fastmri
-    from mrirecon.io.hdf5 import hdf5_errors, open_hdf5
-    from mrirecon.io.hdf5_damage import check_datasets, check_heaps
     from mrirecon.io.ismrmrd import looks_like_ismrmrd
     from mrirecon.io.matlab import is_matlab73
+    from operators.io.hdf5 import hdf5_errors, open_hdf5
 
-    check_heaps(path)
-    with open_hdf5(path) as file:
-        check_datasets(file, path)
-        with hdf5_errors(path, "finding out what it holds"):
-            for name, fits in (
-                ("ISMRMRD", looks_like_ismrmrd),
-                ("fastMRI", looks_like_fastmri),
-                ("MATLAB 7.3", is_matlab73),
-            ):
-                if fits(file):
-                    return name
+    with open_hdf5(path) as file, hdf5_errors(path, "finding out what it holds"):
+        for name, fits in (
+            ("ISMRMRD", looks_like_ismrmrd),
+            ("fastMRI", looks_like_fastmri),
+            ("MATLAB 7.3", is_matlab73),
+        ):
+            if fits(file):
+                return name
     return "HDF5 array"
 
 

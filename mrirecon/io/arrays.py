@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrirecon.acquisition import Acquisition, Decision
-from mrirecon.io.hdf5 import check_finite, check_memory
+from mrirecon.acquisition import Acquisition
 from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
+from operators.decision import Decision
 from operators.errors import InputError
+from operators.io.hdf5 import check_finite, check_memory
 from operators.voxel_grid import Triple
 
 FourierSign = Literal["inverse", "forward"]

@@ -13,7 +13,7 @@ from pydicom.valuerep import DSfloat
 
 from mrirecon.acquisition import Acquisition
 from operators.errors import InputError
-from operators.files import check_writable, replacing
+from operators.io.files import check_writable, replacing
 from operators.voxel_grid import VoxelGrid
 
 _LARGEST_PIXEL = 2**16 - 1

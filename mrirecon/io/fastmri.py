@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrirecon.acquisition import Acquisition, Decision
-from mrirecon.io.hdf5 import check_finite, check_memory, check_type, find_dataset, hdf5_errors, open_hdf5, read_text
+from mrirecon.acquisition import Acquisition
 from mrirecon.io.ismrmrd_header import HeaderFacts, parse_header
 from mrirecon.io.lines import conjugated, remove_oversampling, reverse_field_of_view, with_voxel_mm
 from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
+from operators.decision import Decision
 from operators.errors import InputError
+from operators.io.hdf5 import check_finite, check_memory, check_type, find_dataset, hdf5_errors, open_hdf5, read_text
 
 _DEFAULTS = ReadOptions()
 _FILE_AXES = ("slice", "coil", "readout", "phase")
@@ -171,7 +172,7 @@ def _acquisition(facts: HeaderFacts, shape: tuple[int, ...], log: list[Decision]
     unknown = [axis for axis in "zyx" if (encoded[axis] or recon[axis]) is None]
     if unknown:
         reason = f"The header gives no field of view along {', '.join(unknown)}."
-        log.append(Decision("voxel_mm", "1 mm", reason, "--voxel-mm", warning=True))
+        log.append(Decision("voxel_size", "1 mm", reason, "--voxel-mm", warning=True))
     fov = {axis: encoded[axis] or recon[axis] or float(sizes[axis]) for axis in "zyx"}
     shown = {axis: min(recon[axis] or fov[axis], fov[axis]) for axis in "zyx"}
     log.append(

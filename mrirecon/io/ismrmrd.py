@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from xml.etree import ElementTree
 
 import h5py
@@ -11,28 +11,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrirecon.acquisition import Decision
-from mrirecon.io.hdf5 import check_memory, find_dataset, hdf5_errors, open_hdf5, read_text
-from mrirecon.io.ismrmrd_header import LARMOR_HZ_PER_T, HeaderFacts, parse_header
+from mrirecon.io.assembly import check_cartesian, check_finite_lines, check_scan_memory, kspace_from_lines, sign_of
+from mrirecon.io.ismrmrd_header import LARMOR_HZ_PER_T, parse_header
 from mrirecon.io.ismrmrd_table import (
     BATCH_COUNTERS,
     CALIBRATION,
     CALIBRATION_AND_IMAGING,
     NOISE,
-    REVERSE,
     STEPS,
     Heads,
-    Kinds,
-    Plan,
     plan_lines,
     read_heads,
     sort_by_kind,
 )
-from mrirecon.io.lines import add_lines, conjugated, remove_oversampling, with_voxel_mm
+from mrirecon.io.lines import conjugated
 from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
+from operators.decision import Decision
 from operators.errors import InputError
-from operators.files import replacing
+from operators.io.files import replacing
+from operators.io.hdf5 import find_dataset, hdf5_errors, open_hdf5, read_text
 from operators.voxel_grid import Triple
 
 _DEFAULTS = ReadOptions()
@@ -125,13 +123,13 @@ def read_ismrmrd(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
             raise InputError(f"{path} is damaged: its header or its acquisitions cannot be opened; copy it again.")
         facts = parse_header(read_text(xml, path))
         log += [Decision("header", "incomplete", sentence, warning=True) for sentence in facts.warnings[:20]]
-        _check_cartesian(facts, log)
+        check_cartesian(facts, log)
         heads = read_heads(table, path, options)
         kinds = sort_by_kind(heads, path, log)
         plan = plan_lines(heads, kinds, facts, options, path, log)
-        _check_memory(heads, plan, options, path)
+        check_scan_memory(heads, plan, options, path)
         samples = _read_samples(table, heads, kinds.used, path)
-    return _finish(_to_kspace(samples, heads, kinds, plan, log), facts, options)
+    return kspace_from_lines(samples, heads, kinds, plan, facts, options, log)
 
 
 def write_ismrmrd(path: Path | str, kspace: KSpace, *, overwrite: bool = False) -> None:
@@ -205,28 +203,6 @@ def _choose_measurement(file: h5py.File, path: Path | str, options: ReadOptions,
     return file[found[chosen]]
 
 
-def _check_cartesian(facts: HeaderFacts, log: list[Decision]) -> None:
-    if facts.trajectory is None:
-        reason = "The header does not name a trajectory."
-        log.append(Decision("trajectory", "cartesian", reason, warning=True))
-    elif facts.trajectory == "epi":
-        reason = "Echo-planar lines are placed as Cartesian ones, without regridding and phase correction."
-        log.append(Decision("trajectory", "cartesian", reason, warning=True))
-    elif facts.trajectory != "cartesian":
-        raise InputError(
-            f"The scan's trajectory is {facts.trajectory[:40]!r}; radial, spiral and other non-Cartesian scans are not "
-            f"supported yet, only Cartesian ones are."
-        )
-
-
-def _check_memory(heads: Heads, plan: Plan, options: ReadOptions, path: Path | str) -> None:
-    """Sum and count on the grid, and two copies of the lines: that of the file and that in order."""
-    n_grids = 2 if len(plan.calibration) else 1
-    grid_bytes = n_grids * math.prod((*plan.batch_shape, *plan.shape)) * (8 * int(heads.n_coils[plan.imaging[0]]) + 4)
-    line_bytes = 2 * 8 * int((heads.n_samples * heads.n_coils).sum())
-    check_memory(grid_bytes + line_bytes, 1, options.memory_limit_bytes, what=f"The scan in {path}")
-
-
 def _read_samples(table: h5py.Dataset, heads: Heads, used: NDArray[np.bool_], path: Path | str) -> NDArray[np.object_]:
     """Samples of every line as it stands in the file: real and imaginary part in turn, coil by coil."""
     with hdf5_errors(path, "reading the samples"):
@@ -243,128 +219,8 @@ def _read_samples(table: h5py.Dataset, heads: Heads, used: NDArray[np.bool_], pa
             f"{len(wrong)} lines of {path} do not have the length that they state: line {line} holds {lengths[line]} "
             f"numbers, but 2 × {heads.n_samples[line]} samples × {heads.n_coils[line]} coils are {expected[line]}."
         )
-    _check_finite(samples, np.flatnonzero(used), path)
+    check_finite_lines(samples, np.flatnonzero(used), path)
     return samples
-
-
-def _check_finite(samples: NDArray[np.object_], lines: NDArray[np.int64], path: Path | str) -> None:
-    finite = np.isfinite(np.concatenate(samples[lines]))
-    if finite.all():
-        return
-    ends = np.cumsum([len(samples[line]) for line in lines])
-    first = lines[np.searchsorted(ends, np.argmin(finite), side="right")]
-    n_broken = int((~finite.reshape(-1, 2).all(axis=1)).sum())
-    raise InputError(
-        f"{n_broken} of {len(finite) // 2} samples of {path} are NaN or infinite, the first in line {first}; export "
-        f"the scan again, or set broken samples to zero on purpose."
-    )
-
-
-def _to_kspace(samples: NDArray[np.object_], heads: Heads, kinds: Kinds, plan: Plan, log: list[Decision]) -> KSpace:
-    total, count = _on_grid(samples, heads, plan, plan.imaging)
-    _report_repetitions(heads, plan, log)
-    calibration = None
-    if len(plan.calibration):
-        calibration = _unfolded(_mean(*_on_grid(samples, heads, plan, plan.calibration)), plan)
-    mask = torch.from_numpy((count > 0).astype(np.float32)[:, None])
-    data = _unfolded(_mean(total, count), plan)
-    return KSpace(
-        data=data,
-        mask=mask.reshape(*plan.batch_shape, 1, *plan.shape[-plan.n_dims :]),
-        acquisition=plan.acquisition,
-        batch_axes=plan.batch_axes,
-        n_dims=plan.n_dims,
-        noise=_noise(samples, heads, kinds, log),
-        calibration=calibration,
-        decisions=tuple(log),
-        counts=kinds.counts,
-    )
-
-
-def _on_grid(
-    samples: NDArray[np.object_], heads: Heads, plan: Plan, lines: NDArray[np.int64]
-) -> tuple[NDArray[np.complex64], NDArray[np.int32]]:
-    """Sum and number of the samples on the grid, ``(batch, coil, kz, ky, kx)`` and ``(batch, kz, ky, kx)``."""
-    n_batch, n_coils = math.prod(plan.batch_shape), int(heads.n_coils[lines[0]])
-    total = np.zeros((n_batch, n_coils, *plan.shape), dtype=np.complex64)
-    count = np.zeros((n_batch, *plan.shape), dtype=np.int32)
-    reverse = heads.flagged(REVERSE)
-    layout = (heads.n_samples, heads.discard_pre, heads.discard_post, plan.starts, reverse)
-    layouts, members = np.unique(np.stack(layout, axis=1)[lines], axis=0, return_inverse=True)
-    for index, (_, pre, post, start, is_reverse) in enumerate(layouts):
-        chosen = lines[members.reshape(-1) == index]
-        stacked = _stacked(samples, chosen, n_coils)
-        kept = stacked[..., pre : stacked.shape[-1] - post]
-        add_lines(total, count, kept[..., ::-1] if is_reverse else kept, plan.targets[chosen], int(start))
-    return total, count
-
-
-def _stacked(samples: NDArray[np.object_], lines: NDArray[np.int64], n_coils: int) -> NDArray[np.complex64]:
-    """Lines of equal length as ``(line, coil, sample)``."""
-    flat = np.concatenate(samples[lines]).astype(np.float32, copy=False)
-    return flat.view(np.complex64).reshape(len(lines), n_coils, -1)
-
-
-def _mean(total: NDArray[np.complex64], count: NDArray[np.int32]) -> NDArray[np.complex64]:
-    if count.max() > 1:
-        total /= np.maximum(count, 1)[:, None].astype(np.float32)
-    return total
-
-
-def _unfolded(grid: NDArray[np.complex64], plan: Plan) -> torch.Tensor:
-    return torch.from_numpy(grid).reshape(*plan.batch_shape, grid.shape[1], *plan.shape[-plan.n_dims :])
-
-
-def _report_repetitions(heads: Heads, plan: Plan, log: list[Decision]) -> None:
-    places = np.column_stack([plan.targets, plan.starts, heads.counter("average")])[plan.imaging]
-    n_repeated = len(places) - len(np.unique(places, axis=0))
-    if n_repeated:
-        reason = f"{n_repeated} lines repeat the indices of others, their average counter included."
-        log.append(Decision("repeated_lines", "averaged", reason, warning=True))
-
-
-def _noise(samples: NDArray[np.object_], heads: Heads, kinds: Kinds, log: list[Decision]) -> torch.Tensor | None:
-    """Noise scan ``(coil, sample)``, scaled to the bandwidth of the imaging lines."""
-    lines = np.flatnonzero(kinds.noise)
-    if not len(lines):
-        return None
-    n_coils = int(heads.n_coils[lines[0]])
-    parts = []
-    for line in lines:
-        stacked = _stacked(samples, np.array([line]), n_coils)[0]
-        parts.append(stacked[:, heads.discard_pre[line] : stacked.shape[-1] - heads.discard_post[line]])
-    noise = np.concatenate(parts, axis=1)
-    dwell_us, imaging_us = heads.dwell_us[lines[0]], heads.dwell_us[np.argmax(kinds.imaging)]
-    if 0 < dwell_us < np.inf and 0 < imaging_us < np.inf and dwell_us != imaging_us:
-        # The variance of white noise is proportional to the bandwidth, the inverse of the dwell time.
-        noise = noise * np.float32(np.sqrt(dwell_us / imaging_us))
-        reason = f"The noise scan was sampled every {dwell_us:g} µs, the image every {imaging_us:g} µs."
-        log.append(Decision("noise_bandwidth", f"scaled by {np.sqrt(dwell_us / imaging_us):.4g}", reason))
-    return torch.from_numpy(np.ascontiguousarray(noise))
-
-
-def _finish(kspace: KSpace, facts: HeaderFacts, options: ReadOptions) -> KSpace:
-    """Fourier sign, over-sampling and the person's voxel size, in this order."""
-    assumed = _sign_of(facts.vendor)
-    sign = options.fourier_sign or assumed
-    if options.fourier_sign:
-        reason = "It was asked for."
-    elif assumed == "forward":
-        reason = f"Raw data of {facts.vendor} have the other sign; the samples were conjugated."
-    else:
-        reason = "The convention of ISMRMRD: the image is the inverse transform of the samples."
-    kspace = kspace.with_decisions(Decision("fourier_sign", sign, reason, "--fourier-sign"))
-    if sign == "forward":
-        kspace = conjugated(kspace)
-    if options.remove_oversampling:
-        kspace = remove_oversampling(kspace)
-    if options.voxel_mm is not None:
-        kspace = with_voxel_mm(kspace, options.voxel_mm)
-    return kspace
-
-
-def _sign_of(vendor: str | None) -> Literal["inverse", "forward"]:
-    return "forward" if vendor is not None and "siemens" in vendor.lower() else "inverse"
 
 
 def _file_image(xml: bytes, acquisitions: NDArray[Any]) -> bytes:
@@ -382,7 +238,7 @@ def _acquisitions(kspace: KSpace) -> NDArray[Any]:
     unknown = [axis for axis in kspace.batch_axes if axis not in BATCH_COUNTERS]
     if unknown:
         raise InputError(f"ISMRMRD has no counter for the axis {unknown[0]!r}; it has {', '.join(BATCH_COUNTERS)}.")
-    if _sign_of(kspace.acquisition.manufacturer) == "forward":
+    if sign_of(kspace.acquisition.manufacturer) == "forward":
         kspace = conjugated(kspace)
     batch_shape = kspace.data.shape[: len(kspace.batch_axes)]
     shape = kspace.acquisition.encoded_shape

@@ -8,11 +8,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mrirecon.acquisition import Acquisition, Decision, Sizes
-from mrirecon.io.hdf5 import check_memory, check_type, hdf5_errors
+from mrirecon.acquisition import Acquisition, Sizes
 from mrirecon.io.ismrmrd_header import HeaderFacts
 from mrirecon.io.options import ReadOptions
+from operators.decision import Decision
 from operators.errors import InputError
+from operators.io.hdf5 import check_memory, check_type, hdf5_errors
 from operators.voxel_grid import IDENTITY_DIRECTIONS, Triple
 
 STEPS = ("kspace_encode_step_1", "kspace_encode_step_2")
@@ -399,7 +400,7 @@ def _grid(
             unknown.append(axis)
     if unknown:
         reason = f"The header gives no field of view along {', '.join(unknown)}."
-        log.append(Decision("voxel_mm", "1 mm", reason, "--voxel-mm", warning=True))
+        log.append(Decision("voxel_size", "1 mm", reason, "--voxel-mm", warning=True))
     if longest > shape[2]:
         reason = (
             f"Lines have {longest} samples, the header's encoded matrix {shape[2]}: it was taken for an over-sampled "

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mrirecon.acquisition import Decision
 from mrirecon.kspace import KSpace
+from operators.decision import Decision
 from operators.errors import InputError
 from operators.fourier import centring_phases, in_precision_of
 from operators.voxel_grid import Triple
@@ -202,7 +202,7 @@ def with_voxel_mm(kspace: KSpace, voxel_mm: Triple) -> KSpace:
         recon_fov_mm=(shown[0], shown[1], shown[2]),
         slice_spacing_mm=dz if kspace.n_dims == 2 else None,
     )
-    decision = Decision("voxel_mm", f"{dx:g} × {dy:g} × {dz:g}", "It was asked for.", "--voxel-mm")
+    decision = Decision("voxel_size", f"{dx:g} × {dy:g} × {dz:g}", "It was asked for.", "--voxel-mm")
     return replace(kspace, acquisition=sized).with_decisions(decision)
 
 

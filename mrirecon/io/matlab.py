@@ -24,10 +24,10 @@ from mrirecon.io.arrays import (
     kspace_from_array,
     layout_by_shape,
 )
-from mrirecon.io.hdf5 import check_type, open_hdf5
 from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
 from operators.errors import InputError
+from operators.io.hdf5 import check_type, open_hdf5
 
 _DEFAULTS = ReadOptions()
 # The 0.055 T scanner: evidence for the field of view is in the reason that is logged with it.

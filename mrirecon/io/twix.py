@@ -14,9 +14,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrirecon.acquisition import Decision
 from mrirecon.io.arrays import damage_reported
-from mrirecon.io.ismrmrd import _check_cartesian, _check_finite, _check_memory, _finish, _to_kspace
+from mrirecon.io.assembly import check_cartesian, check_finite_lines, check_scan_memory, kspace_from_lines
 from mrirecon.io.ismrmrd_header import HeaderFacts, Limit
 from mrirecon.io.ismrmrd_table import (
     BATCH_COUNTERS,
@@ -31,6 +30,7 @@ from mrirecon.io.ismrmrd_table import (
 )
 from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
+from operators.decision import Decision
 from operators.errors import InputError
 
 _DEFAULTS = ReadOptions()
@@ -130,14 +130,14 @@ def read_twix(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
         with damage_reported(path, "Siemens raw data"), _silence():
             lines, header = _read_lines(stream, path, log)
             heads, facts = _heads(lines), _facts(header, lines)
-        _check_cartesian(facts, log)
+        check_cartesian(facts, log)
         kinds = sort_by_kind(heads, path, log)
         plan = plan_lines(heads, kinds, facts, options, path, log)
-        _check_memory(heads, plan, options, path)
+        check_scan_memory(heads, plan, options, path)
         with damage_reported(path, "Siemens raw data"):
             samples = _read_samples(stream, lines, kinds.used)
-    _check_finite(samples, np.flatnonzero(kinds.used), path)
-    return _finish(_to_kspace(samples, heads, kinds, plan, log), facts, options)
+    check_finite_lines(samples, np.flatnonzero(kinds.used), path)
+    return kspace_from_lines(samples, heads, kinds, plan, facts, options, log)
 
 
 def _check_installed() -> None:

@@ -514,7 +514,7 @@ def test_a_missing_voxel_size_is_one_millimetre_with_a_warning_and_can_be_stated
         file["dataset/xml"][0] = text.replace("<x>20.0</x>", "<x>0</x>").replace("<y>24.0</y>", "<y>0</y>")
     back = read_ismrmrd(path)
     assert back.acquisition.encoded_fov_mm == (5.0, 12.0, 10.0)
-    assert "--voxel-mm" in warnings_of(back)["voxel_mm"]
+    assert "--voxel-mm" in warnings_of(back)["voxel_size"]
     stated = read_ismrmrd(path, ReadOptions(voxel_mm=(1.5, 2.5, 7.0)))
     assert stated.acquisition.encoded_grid(n_slices=N_SLICES).spacing_mm == pytest.approx((7.0, 2.5, 1.5))
     with pytest.raises(InputError, match="three positive sizes"):
@@ -583,7 +583,7 @@ def test_a_header_that_is_no_xml_leaves_the_lines_to_speak(path: Path, scan: KSp
     edit_header(path, "</encoding>", "</encodin")
     back = read_ismrmrd(path)
     assert torch.equal(back.data, scan.data)
-    assert {"header", "matrix", "voxel_mm", "trajectory"} <= set(warnings_of(back))
+    assert {"header", "matrix", "voxel_size", "trajectory"} <= set(warnings_of(back))
 
 
 @pytest.mark.parametrize(
@@ -775,5 +775,5 @@ def test_a_file_with_an_invalid_header_is_read_with_warnings(data_folder: Path) 
     assert dict(kspace.counts) == {"acquisitions": 256, "imaging lines": 256}
     assert kspace.fill_rate == 1
     assert kspace.noise is None
-    assert {"header", "voxel_mm", "phase_centre"} <= set(warnings_of(kspace))
+    assert {"header", "voxel_size", "phase_centre"} <= set(warnings_of(kspace))
     assert share_of_the_frame(kspace.data) < 0.01

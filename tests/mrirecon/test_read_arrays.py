@@ -17,9 +17,9 @@ import scipy.io
 import torch
 
 from mrirecon import KSpace
-from mrirecon.acquisition import Decision
 from mrirecon.io import ReadOptions, read, sniff
 from operators import Fourier, InputError
+from operators.decision import Decision
 
 
 def scan(*shape: int, dtype: type = np.complex64) -> np.ndarray:

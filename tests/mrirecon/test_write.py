@@ -18,9 +18,9 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from mrirecon.acquisition import Acquisition
 from mrirecon.io.dicom import check_dicom_folder, write_dicom
-from mrirecon.io.nifti import read_nifti_image, write_nifti
-from mrirecon.io.picture import write_comparison, write_preview
 from operators.errors import InputError
+from operators.io.nifti import read_nifti_image, write_nifti
+from operators.io.picture import write_comparison, write_preview
 from operators.voxel_grid import Triple, VoxelGrid
 
 SHAPES = [(1, 6, 5), (4, 5, 8), (3, 7, 6), (2, 1, 3)]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from operators.errors import InputError
-from operators.files import check_writable, replacing
+from operators.io.files import check_writable, replacing
 
 
 def _full_disk(*args: object, **kwargs: object) -> None:

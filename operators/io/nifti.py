@@ -14,7 +14,7 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from operators.errors import InputError
-from operators.files import replacing
+from operators.io.files import replacing
 from operators.voxel_grid import VoxelGrid
 
 _CODE_SCANNER, _CODE_ALIGNED = 1, 2

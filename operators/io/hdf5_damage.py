@@ -10,7 +10,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from mrirecon.io.hdf5 import hdf5_errors
 from operators.errors import InputError
 
 _HEAP_SIGNATURE = b"GCOL"
@@ -56,7 +55,7 @@ def check_datasets(file: h5py.File, path: Path | str) -> None:
 
     HDF5 (2.0 and before) writes past its buffers where the members of a record overlap or leave it, calls null pointers
     for lists of an unknown kind, and allocates whatever an entry of variable length claims. What the numbers themselves
-    are like is checked by `mrirecon.io.hdf5.check_type` before they are read.
+    are like is checked by `operators.io.hdf5.check_type` before they are read.
 
     Parameters
     ----------
@@ -70,7 +69,7 @@ def check_datasets(file: h5py.File, path: Path | str) -> None:
     InputError
         If a type contradicts itself, or an entry claims to be longer than the file.
     """
-    with hdf5_errors(path, "listing its contents"), open(path, "rb") as stream:
+    with open(path, "rb") as stream:
         datasets: list[h5py.Dataset] = []
 
         def collect(_: str, item: Any) -> bool | None:

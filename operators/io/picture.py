@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from operators.errors import InputError
-from operators.files import replacing
+from operators.io.files import replacing
 from operators.voxel_grid import VoxelGrid
 
 _DPI = 100

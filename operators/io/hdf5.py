@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from operators.errors import InputError
+from operators.io.hdf5_damage import check_datasets, check_heaps
 
 _FAILURES = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, MemoryError)
 
@@ -24,7 +25,7 @@ _USUAL_NUMBERS = [
 
 @contextmanager
 def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
-    """Open a file for reading.
+    """Open a file for reading, after refusing damage that the HDF5 library itself would not survive.
 
     Parameters
     ----------
@@ -49,8 +50,11 @@ def open_hdf5(path: Path | str) -> Iterator[h5py.File]:
             raise InputError(f"{path} is empty; copy it again from where it was measured.")
         if not h5py.is_hdf5(path):
             raise InputError(f"{path} is not an HDF5 file: its signature is missing.")
+        check_heaps(path)
         file = h5py.File(path, "r")
     try:
+        with hdf5_errors(path, "listing its contents"):
+            check_datasets(file, path)
         yield file
     finally:
         file.close()
