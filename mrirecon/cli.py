@@ -1,42 +1,36 @@
 """The command line ``mrirecon``. Nothing heavy is imported before a command runs."""
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from operators.errors import InputError
+from operators.command_line import (
+    Format,
+    command_line,
+    for_each,
+    format_told_by,
+    lengths_mm,
+    log,
+    out,
+    output_paths,
+    preview_path,
+    print_decisions,
+    print_description,
+    print_scores,
+    progress,
+    run,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from mrirecon.io.options import ReadOptions
-    from mrirecon.reconstruction import Progress, Reconstruction
-    from operators.decision import Decision
+    from mrirecon.reconstruction import Reconstruction
 
-app = typer.Typer(
-    name="mrirecon",
-    help="Raw low-field MRI k-space in, NIfTI and DICOM out.",
-    epilog="Any command takes --debug to show the traceback of an error.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-out = Console()
-log = Console(stderr=True, highlight=False)
-
-
-class Format(StrEnum):
-    """File formats of an image."""
-
-    nifti = "nifti"
-    dicom = "dicom"
-    npy = "npy"
+app = command_line("mrirecon", "Raw low-field MRI k-space in, NIfTI and DICOM out.")
 
 
 class Part(StrEnum):
@@ -108,7 +102,7 @@ def inspect(
     if as_json:
         print(json.dumps(description, indent=2))
         return
-    _print_description(file.name, description)
+    print_description(file.name, description)
 
 
 @app.command()
@@ -121,6 +115,9 @@ def reconstruct(
     ] = None,
     n_iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Number of iterations.")] = None,
     coil_maps: Annotated[CoilMaps, typer.Option(help="How coil sensitivities are estimated.")] = CoilMaps.espirit,
+    n_virtual_coils: Annotated[
+        int | None, typer.Option("--virtual-coils", min=1, help="Compress the coils to so many.")
+    ] = None,
     partial_fourier: Annotated[PartialFourier, typer.Option(help="Filling of a missing side of k-space.")] = (
         PartialFourier.auto
     ),
@@ -148,46 +145,36 @@ def reconstruct(
 
     Several files go to one directory; a file that fails does not stop the others, and the exit status is 2.
     """
+    from mrirecon.io import read
     from mrirecon.reconstruction import reconstruct as compute
     from operators.io.files import check_writable
 
     options = _read_options(variable, axes, fourier_sign, voxel_mm, keep_oversampling, split_averages)
-    chosen = file_format or _format_told_by(output, several=len(files) > 1)
-    outputs = _output_paths(files, output, chosen)
-    n_failed = 0
-    for file, target in zip(files, outputs, strict=True):
-        if skip_existing and target.exists():
-            log.print(f"{target.name} exists already; skipped.")
-            continue
-        try:
-            from mrirecon.io import read
+    chosen = file_format or format_told_by(output, several=len(files) > 1)
 
-            _check_output(target, chosen, overwrite=overwrite)
-            if preview:
-                check_writable(_preview_path(target), overwrite=overwrite)
-            with _progress(file.name) as progress:
-                result = compute(
-                    read(file, options),
-                    method,
-                    regularisation=regularisation,
-                    n_iterations=n_iterations,
-                    coil_maps=coil_maps.value,
-                    partial_fourier=partial_fourier.value,
-                    device=device,
-                    progress=progress,
-                )
-            _print_decisions(result.decisions)
-            _write(result, target, chosen, part=part, identifiers=identifiers, overwrite=overwrite)
-            if preview:
-                _write_preview(result, _preview_path(target), overwrite=overwrite)
-            _print_result(result, target)
-        except InputError as error:
-            if len(files) == 1:
-                raise
-            n_failed += 1
-            log.print(f"[bold red]{file.name}[/]: {error}", markup=True)
-    if n_failed:
-        raise InputError(f"{n_failed} of {len(files)} files failed; their messages are above, the others were written.")
+    def work(file: Path, target: Path) -> None:
+        _check_output(target, chosen, overwrite=overwrite)
+        if preview:
+            check_writable(preview_path(target), overwrite=overwrite)
+        with progress(file.name) as report:
+            result = compute(
+                read(file, options),
+                method,
+                regularisation=regularisation,
+                n_iterations=n_iterations,
+                coil_maps=coil_maps.value,
+                n_virtual_coils=n_virtual_coils,
+                partial_fourier=partial_fourier.value,
+                device=device,
+                progress=report,
+            )
+        print_decisions(result.decisions)
+        _write(result, target, chosen, part=part, identifiers=identifiers, overwrite=overwrite)
+        if preview:
+            _write_preview(result, preview_path(target), overwrite=overwrite)
+        _print_result(result, target)
+
+    for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)
 
 
 @app.command()
@@ -215,7 +202,7 @@ def simulate(
         image=image,
         matrix=matrix,
         n_slices=n_slices,
-        box=_sizes(box, "--box", 2) if box else None,
+        box=whole_numbers(box, "--box", 2) if box else None,
         acceleration=acceleration,
         n_centre_lines=centre_lines,
         relative_noise_variance=noise,
@@ -241,9 +228,13 @@ def demo(
     from operators.io.files import check_writable
 
     check_writable(output, overwrite=overwrite)
-    with _progress("demo") as progress:
-        rows = run_demo(output, seed=seed, overwrite=overwrite, progress=progress)
-    _print_demo(output, rows)
+    with progress("demo") as report:
+        rows = run_demo(output, seed=seed, overwrite=overwrite, progress=report)
+    print_scores(rows, "Magnitude against the noise-free phantom, mean over slices")
+    out.print(f"Look at {output / 'comparison.png'}; the images are {output / 'tv.nii.gz'} and its neighbours.")
+    out.print("Next, with your own raw file:")
+    out.print("  mrirecon inspect YOUR_FILE")
+    out.print("  mrirecon reconstruct YOUR_FILE -o image.nii.gz --preview")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -254,17 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments
         Words after the program's name; by default those of the process.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    try:
-        app([word for word in words if word != "--debug"], prog_name="mrirecon")
-    except (InputError, MemoryError) as error:
-        if debug:
-            raise
-        sentence = str(error) or "The machine has too little memory for this scan."
-        log.print("[bold red]Error:[/] ", end="")
-        log.print(sentence, markup=False, soft_wrap=True)
-        sys.exit(2)
+    run(app, arguments)
 
 
 def _read_options(
@@ -288,49 +269,8 @@ def _read_options(
 
 
 def _voxel(text: str) -> tuple[float, float, float]:
-    try:
-        dx, dy, dz = (float(word) for word in text.split(","))
-    except ValueError:
-        raise InputError(f"--voxel-mm is {text!r}; expected three numbers dx,dy,dz in mm, such as 2,2,5.") from None
-    if not all(0 < size < 1000 for size in (dx, dy, dz)):
-        raise InputError(f"--voxel-mm is {text!r}; every size must be positive and below 1000 mm.")
+    dx, dy, dz = lengths_mm(text, "--voxel-mm", "dx,dy,dz")
     return dx, dy, dz
-
-
-def _sizes(text: str, option: str, n: int) -> tuple[int, ...]:
-    words = text.split(",")
-    if len(words) != n or not all(word.strip().isdigit() for word in words):
-        raise InputError(f"{option} is {text!r}; expected {n} whole numbers separated by commas.")
-    return tuple(int(word) for word in words)
-
-
-_SUFFIX = {Format.nifti: ".nii.gz", Format.dicom: "", Format.npy: ".npy"}
-
-
-def _format_told_by(output: Path, *, several: bool) -> Format:
-    if several or output.name.endswith((".nii", ".nii.gz")):
-        return Format.nifti
-    if output.suffix == ".npy":
-        return Format.npy
-    if output.suffix in ("", ".dcm"):
-        return Format.dicom
-    raise InputError(f"The output {output.name} names no known format; end it in .nii.gz or .npy, or pass --format.")
-
-
-def _output_paths(files: list[Path], output: Path, chosen: Format) -> list[Path]:
-    if len(files) == 1:
-        return [output]
-    if output.exists() and not output.is_dir():
-        raise InputError(f"{output} is a file; several inputs need a directory as output.")
-    output.mkdir(exist_ok=True)
-    stems = [file.name.split(".")[0] for file in files]
-    names = [
-        f"{file.absolute().parent.name}_{stem}" if stems.count(stem) > 1 else stem
-        for file, stem in zip(files, stems, strict=True)
-    ]
-    if len(set(names)) < len(names):
-        raise InputError("Several input files have the same name and folder name; reconstruct them one by one.")
-    return [output / (name + _SUFFIX[chosen]) for name in names]
 
 
 def _check_output(target: Path, chosen: Format, *, overwrite: bool) -> None:
@@ -342,10 +282,6 @@ def _check_output(target: Path, chosen: Format, *, overwrite: bool) -> None:
         check_dicom_folder(target, overwrite=overwrite)
     else:
         check_writable(target, overwrite=overwrite)
-
-
-def _preview_path(target: Path) -> Path:
-    return target.with_name(target.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".npy") + ".png")
 
 
 def _write(
@@ -394,33 +330,6 @@ def _write_preview(result: "Reconstruction", path: Path, *, overwrite: bool) -> 
     write_preview(path, result.image, grid=result.grid, overwrite=overwrite)
 
 
-@contextmanager
-def _progress(name: str) -> Iterator["Progress"]:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=log, transient=True) as bar:
-        task = bar.add_task(name, total=None, rate="")
-
-        def report(n_done: int, n_total: int) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(task, completed=n_done, total=n_total, rate=f"{speed:.1f}/s" if speed else "")
-
-        yield report
-
-
-def _print_decisions(decisions: "tuple[Decision, ...]") -> None:
-    for decision in decisions:
-        style = "yellow" if decision.warning else "dim"
-        log.print(f"  {decision}", style=style, markup=False, soft_wrap=True)
-
-
 def _print_result(result: "Reconstruction", target: Path) -> None:
     spacing = " × ".join(f"{size:.3g}" for size in result.grid.spacing_mm[::-1])
     residual = float(result.residual.mean())
@@ -429,31 +338,3 @@ def _print_result(result: "Reconstruction", target: Path) -> None:
         f"whitened data residual {residual:.2f} (1 = image and noise explain the data).",
         soft_wrap=True,
     )
-
-
-def _print_description(name: str, description: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    table = Table(title=f"{name} · {description['format']}", show_header=False, title_justify="left")
-    for section in ("encoding", "counts", "noise", "geometry", "protocol"):
-        for key, value in description[section].items():
-            table.add_row(section, key, " ".join(map(str, value)) if isinstance(value, list) else str(value))
-        table.add_section()
-    out.print(table)
-    for text in description["decisions"]:
-        out.print(f"  {text}", style="dim", markup=False)
-    for text in description["warnings"]:
-        out.print(f"! {text}", style="yellow", markup=False)
-
-
-def _print_demo(output: Path, rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(*rows[0], title="Magnitude against the noise-free phantom, mean over slices")
-    for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:.3f}" for value in row.values()))
-    out.print(table)
-    out.print(f"Look at {output / 'comparison.png'}; the images are {output / 'tv.nii.gz'} and its neighbours.")
-    out.print("Next, with your own raw file:")
-    out.print("  mrirecon inspect YOUR_FILE")
-    out.print("  mrirecon reconstruct YOUR_FILE -o image.nii.gz --preview")

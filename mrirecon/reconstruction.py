@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from mrirecon.acquisition import Acquisition
-from mrirecon.coils import estimate_csm, root_sum_of_squares
+from mrirecon.coils import compress, estimate_csm, root_sum_of_squares
 from mrirecon.kspace import KSpace
 from mrirecon.partial_fourier import homodyne, is_partial_fourier, pocs
 from mrirecon.prepare import noise_std, prewhiten
@@ -123,6 +123,7 @@ def reconstruct(
     regularisation: float | None = None,
     n_iterations: int | None = None,
     coil_maps: Literal["espirit", "walsh", "none"] = "espirit",
+    n_virtual_coils: int | None = None,
     partial_fourier: Literal["auto", "pocs", "homodyne", "none"] = "auto",
     device: str | torch.device = "cpu",
     progress: Progress | None = None,
@@ -142,6 +143,8 @@ def reconstruct(
     coil_maps
         How sensitivities are estimated where there are several coils; with ``"none"`` each coil is reconstructed on
         its own and the results are combined by the root of the sum of squares.
+    n_virtual_coils
+        Compress the prewhitened coils to so many before anything else; by default all are kept.
     partial_fourier
         What the method ``adjoint`` does about k-space that was measured on one side only: ``"auto"`` is POCS where
         that is so, ``"none"`` leaves zeros. Iterative methods treat what is missing as not measured.
@@ -163,6 +166,8 @@ def reconstruct(
     chosen = _checked_method(method, partial_fourier)
     strength = chosen.regularisation if regularisation is None else regularisation
     kspace, noise, unit = _whitened(_on_device(kspace, device))
+    if n_virtual_coils is not None and n_virtual_coils < kspace.n_coils:
+        kspace = compress(kspace, n_coils=n_virtual_coils)
     csm, decision = estimate_csm(kspace, method=coil_maps)
     kspace = kspace.with_decisions(decision)
     n_separate = kspace.n_coils if csm is None else 1

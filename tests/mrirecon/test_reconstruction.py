@@ -88,6 +88,13 @@ def test_without_maps_coils_are_combined_by_the_root_of_the_sum_of_squares(paral
     assert float(result.image.real.min()) >= 0
 
 
+def test_fewer_virtual_coils_keep_the_image(parallel: Simulation) -> None:
+    result = reconstruct(parallel.kspace, "cg-sense", n_virtual_coils=4)
+    assert result.csm is not None
+    assert result.csm.shape[-3] == 4
+    assert error(result, parallel) < 1.2 * error(reconstruct(parallel.kspace, "cg-sense"), parallel)
+
+
 def test_the_residual_tells_fitted_noise_from_lost_structure(noisy: Simulation) -> None:
     assert float(reconstruct(noisy.kspace, "adjoint").residual.max()) < 1e-6
     explained = reconstruct(noisy.kspace, "tv").residual
