@@ -4,6 +4,9 @@ from .coils import espirit as espirit
 from .coils import estimate_csm as estimate_csm
 from .coils import root_sum_of_squares as root_sum_of_squares
 from .coils import walsh as walsh
+from .io import ReadOptions as ReadOptions
+from .io import read as read
+from .io import sniff as sniff
 from .kspace import KSpace as KSpace
 from .partial_fourier import homodyne as homodyne
 from .partial_fourier import pocs as pocs

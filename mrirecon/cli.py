@@ -277,7 +277,7 @@ def _check_output(target: Path, chosen: Format, *, overwrite: bool) -> None:
     from operators.io.files import check_writable
 
     if chosen is Format.dicom:
-        from mrirecon.io.dicom import check_dicom_folder
+        from operators.io.dicom import check_dicom_folder
 
         check_dicom_folder(target, overwrite=overwrite)
     else:

@@ -12,16 +12,16 @@ from mrirecon.kspace import KSpace
 from mrirecon.partial_fourier import homodyne, is_partial_fourier, pocs
 from mrirecon.prepare import noise_std, prewhiten
 from operators.decision import Decision
-from operators.elementary import Crop, FiniteDifference, Mask, centred_window
+from operators.elementary import FiniteDifference, Mask, centred_window
 from operators.errors import InputError
 from operators.fourier import Fourier
 from operators.linear_operator import LinearOperator
 from operators.proximal import complex_soft_threshold, project_dual_ball
 from operators.sensitivity import Sensitivity
 from operators.solvers import cg, fista, pdhg
-from operators.space import Space, inner
+from operators.space import inner
 from operators.voxel_grid import VoxelGrid
-from operators.wavelet import Wavelet
+from operators.wavelet import synthesis_frame
 
 Progress = Callable[[int, int], None]
 
@@ -249,10 +249,7 @@ def _wavelet(
     A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int
 ) -> torch.Tensor:
     """S argmin ½‖A S c − y‖² + λ ‖detail part of c‖₁, S the wavelet synthesis, λ = regularisation · σ, by FISTA."""
-    padded = tuple(-(-n // _WAVELET_BLOCK) * _WAVELET_BLOCK for n in A.domain.shape)
-    space = Space(padded, "complex")
-    wavelet = Wavelet(space, "db4", level=_WAVELET_LEVEL, n_dims=len(padded))
-    synthesis = Crop(space, A.domain.shape) @ wavelet.H
+    wavelet, synthesis = synthesis_frame(A.domain)
     threshold = regularisation * noise * wavelet.detail_mask().to(y.device)
     codes = fista(
         A @ synthesis,
@@ -265,9 +262,6 @@ def _wavelet(
     ).value
     return synthesis(codes)
 
-
-_WAVELET_LEVEL = 4
-_WAVELET_BLOCK = 2**_WAVELET_LEVEL
 
 METHODS: Mapping[str, Method] = {
     "adjoint": Method("zero-filled inverse transform", _adjoint, regularisation=0.0, n_iterations=1),

@@ -1,7 +1,7 @@
 """Iterative solvers on plain callables; every quantity (step, inner product, stopping) is per sample."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +51,14 @@ class OperatorLike(Protocol):
 
     def norm(self) -> torch.Tensor:
         """‖A‖₂, of a shape that broadcasts to the batch."""
+        ...
+
+
+class SubsetOperatorLike(OperatorLike, Protocol):
+    """What `os_sart` asks of a linear operator besides; every `Projection` fits."""
+
+    def __getitem__(self, views: Sequence[int], /) -> OperatorLike:
+        """The operator of some entries of the codomain's first axis, in the given order."""
         ...
 
 
@@ -392,6 +400,203 @@ def pdhg(
     return _iterate(advance, (x0, y0), samples, n_iterations, rtol, callback)
 
 
+def cgls(
+    A: OperatorLike,
+    y: torch.Tensor,
+    *,
+    x0: torch.Tensor | None = None,
+    rtol: float = 1e-6,
+    max_iterations: int = 100,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise ‖A x − y‖² by conjugate gradients, without forming AᴴA.
+
+    Where noise must not be fitted, few iterations regularise: give a small ``max_iterations``, or a stopping callback.
+
+    Parameters
+    ----------
+    A
+        Linear operator; only it and its adjoint are used.
+    y
+        Data, ``(*batch, *codomain.shape)``.
+    x0
+        Start, ``(*batch, *domain.shape)``; by default zero.
+    rtol
+        A sample stops, and stays as it is, once its residual is at most this.
+    max_iterations
+        Upper bound of the number of iterations.
+    callback
+        Called with the number of iterations made and the iterate; stops by returning ``True``.
+
+    Returns
+    -------
+    Solution
+        ``residual`` is ‖Aᴴ(y − A x)‖/‖Aᴴy‖, of shape ``batch``. A sample with Aᴴy = 0 gives zero at once. Gradients are
+        those of the iterations.
+
+    Raises
+    ------
+    TypeError
+        If ``x0`` has another dtype than Aᴴy.
+    ValueError
+        If a shape does not fit, or ``rtol`` or ``max_iterations`` is negative.
+
+    References
+    ----------
+    Björck, Numerical methods for least squares problems, 1996, algorithm 7.4.1. Departure: when the updated residual
+    reaches the tolerance it is computed afresh; where that does not hold the sample restarts.
+    """
+    _check_limits(rtol, max_iterations)
+    back_projected = A.adjoint(y)
+    samples = _samples(back_projected, back_projected.ndim - A.domain.n_dims)
+    data_samples = _Samples(samples.batch_dims, A.codomain.n_dims)
+    x = torch.zeros_like(back_projected) if x0 is None else _checked_start(x0, back_projected)
+    # Scaled to order one, so that squared norms of small data do not underflow in single precision.
+    scale = samples.largest(back_projected).detach()
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    length = samples.norm(back_projected / samples.spread(scale))
+    x = torch.where(samples.spread(length) == 0, torch.zeros_like(x), x)
+
+    def remainder(x: torch.Tensor) -> torch.Tensor:
+        return (y - A(x)) / data_samples.spread(scale)
+
+    def advance(state: _State) -> tuple[_State, torch.Tensor]:
+        x, r, p, squared, verified = state
+        image = A(p)
+        alpha = _ratio(squared, data_samples.inner(image, image))
+        x = x + samples.spread(alpha * scale) * p
+        r = r - data_samples.spread(alpha) * image
+        s = A.adjoint(r)
+        updated = samples.inner(s, s)
+        reached = (updated.sqrt() <= rtol * length) & ~verified
+        if bool(reached.any()):
+            r = torch.where(data_samples.spread(reached), remainder(x), r)
+            s = A.adjoint(r)
+            updated = samples.inner(s, s)
+        beta = torch.where(reached, torch.zeros_like(updated), _ratio(updated, squared))
+        with torch.no_grad():
+            residual = _ratio(updated.sqrt(), length)
+        return (x, r, s + samples.spread(beta) * p, updated, verified | (residual <= rtol)), residual
+
+    r = remainder(x)
+    s = A.adjoint(r)
+    start = (x, r, s, samples.inner(s, s), torch.zeros_like(length, dtype=torch.bool))
+    return _iterate(advance, start, samples, max_iterations, rtol, callback)
+
+
+def sirt(
+    A: OperatorLike,
+    y: torch.Tensor,
+    *,
+    relaxation: float = 1.0,
+    project: Map | None = None,
+    x0: torch.Tensor | None = None,
+    n_iterations: int = 100,
+    rtol: float = 0.0,
+    callback: Callback | None = None,
+) -> Solution:
+    """Minimise Σ_r (A x − y)_r²/R_r over a convex set by simultaneous iterative reconstruction.
+
+    With R = A 1 and C = Aᵀ1, the sums of A's rows and columns, an iteration is
+    x ← project(x + relaxation · C⁻¹Aᵀ R⁻¹(y − A x)). What no row or no column sees is left as it is.
+
+    Parameters
+    ----------
+    A
+        Real linear operator without negative entries, as a projection.
+    y
+        Data, ``(*batch, *codomain.shape)``.
+    relaxation
+        Between 0 and 2, exclusive.
+    project
+        Projection onto the set, such as `project_nonnegative`; by default every x is allowed. It treats leading
+        dimensions as samples.
+    x0
+        Start, ``(*batch, *domain.shape)``; by default zero.
+    n_iterations
+        Number of iterations, fewer if every sample reaches ``rtol`` before. Few regularise.
+    rtol
+        A sample stops, and stays as it is, once its residual is at most this.
+    callback
+        Called with the number of iterations made and the iterate; stops by returning ``True``.
+
+    Returns
+    -------
+    Solution
+        ``residual`` is the relative change of x in the last iteration, of shape ``batch``. Gradients are those of the
+        iterations.
+
+    Raises
+    ------
+    TypeError
+        If ``x0`` has another dtype than Aᵀy, or A or the data is complex.
+    ValueError
+        If a shape does not fit, a sum is negative, or the relaxation, ``rtol`` or ``n_iterations`` is out of range.
+
+    References
+    ----------
+    Gregor and Benson, Computational analysis and improvement of SIRT, 2008, equation 3.
+    """
+    x = _row_action_start(A, y, relaxation, x0)
+    return _row_action([(A, y)], x, A.domain.n_dims, relaxation, project, n_iterations, rtol, callback)
+
+
+def os_sart(
+    A: SubsetOperatorLike,
+    y: torch.Tensor,
+    subsets: int | Sequence[Sequence[int]] = 10,
+    *,
+    relaxation: float = 1.0,
+    project: Map | None = None,
+    x0: torch.Tensor | None = None,
+    n_iterations: int = 20,
+    rtol: float = 0.0,
+    callback: Callback | None = None,
+) -> Solution:
+    """Solve A x = y over a convex set by the simultaneous algebraic technique on ordered subsets of the views.
+
+    An iteration makes the step of `sirt` with each subset in turn. It approaches the solution about as many times
+    faster as there are subsets where the data are consistent; else it ends in a cycle around it, the smaller the
+    smaller the relaxation.
+
+    Parameters
+    ----------
+    A
+        Real linear operator without negative entries that gives subsets of its views as ``A[views]``, as a projection.
+    y
+        Data, ``(*batch, view, …)``.
+    subsets
+        Number of interleaved subsets, which are visited in an order that keeps consecutive ones apart; or the views of
+        each subset, in the order to visit, every view in exactly one of them.
+    relaxation, project, x0, rtol, callback
+        As for `sirt`.
+    n_iterations
+        Number of iterations through all subsets, fewer if every sample reaches ``rtol`` before.
+
+    Returns
+    -------
+    Solution
+        ``residual`` is the relative change of x in the last iteration, of shape ``batch``. Gradients are those of the
+        iterations.
+
+    Raises
+    ------
+    TypeError
+        As for `sirt`.
+    ValueError
+        As for `sirt`, or if the subsets are no partition of the views.
+
+    References
+    ----------
+    Wang and Jiang, Ordered-subset simultaneous algebraic reconstruction techniques, 2004, equation 2.
+    """
+    x = _row_action_start(A, y, relaxation, x0)
+    axis = y.ndim - A.codomain.n_dims
+    chosen = _subsets(subsets, y.shape[axis])
+    blocks = [(A[views], y.index_select(axis, torch.tensor(views, device=y.device))) for views in chosen]
+    return _row_action(blocks, x, A.domain.n_dims, relaxation, project, n_iterations, rtol, callback)
+
+
 def power_iteration(
     gram: Map, x0: torch.Tensor, *, batch_dims: int = 0, rtol: float = 1e-4, max_iterations: int = 1000
 ) -> Solution:
@@ -613,6 +818,68 @@ def _iterate(
         if callback is not None and callback(n, state[0]):
             break
     return Solution(state[0], n, residual, residual <= rtol)
+
+
+def _row_action_start(A: OperatorLike, y: torch.Tensor, relaxation: float, x0: torch.Tensor | None) -> torch.Tensor:
+    if not 0 < relaxation < 2:
+        raise ValueError(f"relaxation is {relaxation}; expected a number between 0 and 2.")
+    back_projected = A.adjoint(y)
+    if back_projected.is_complex() or y.is_complex():
+        raise TypeError(f"The data are {y.dtype}; sirt and os_sart need a real operator without negative entries.")
+    return torch.zeros_like(back_projected) if x0 is None else _checked_start(x0, back_projected)
+
+
+def _row_action(
+    blocks: Sequence[tuple[OperatorLike, torch.Tensor]],
+    x0: torch.Tensor,
+    n_dims: int,
+    relaxation: float,
+    project: Map | None,
+    n_iterations: int,
+    rtol: float,
+    callback: Callback | None,
+) -> Solution:
+    """Iterate the step of `sirt` with each block of rows, (operator, data), in turn."""
+    _check_limits(rtol, n_iterations)
+    samples = _samples(x0, x0.ndim - n_dims)
+    constrain = None if project is None else _shape_preserving(project, "project")
+    one = torch.ones_like(x0[(0,) * samples.batch_dims])
+    weights = []
+    for A, _ in blocks:
+        rows = A(one)
+        weights.append(
+            (_inverse_sum(rows, "row"), relaxation * _inverse_sum(A.adjoint(torch.ones_like(rows)), "column"))
+        )
+
+    def advance(state: _State) -> tuple[_State, torch.Tensor]:
+        x = state[0]
+        for (A, y), (row_weights, column_weights) in zip(blocks, weights, strict=True):
+            x = x + column_weights * A.adjoint(row_weights * (y - A(x)))
+            x = x if constrain is None else constrain(x)
+        with torch.no_grad():
+            residual = _ratio(samples.norm(x - state[0]), samples.norm(x))
+        return (x,), residual
+
+    return _iterate(advance, (x0,), samples, n_iterations, rtol, callback)
+
+
+def _inverse_sum(sums: torch.Tensor, what: str) -> torch.Tensor:
+    if bool((sums < 0).any()):
+        raise ValueError(f"A {what} of A sums to {float(sums.min()):g}; sirt and os_sart need entries of at least 0.")
+    return torch.where(sums > 0, 1 / sums, torch.zeros_like(sums))
+
+
+def _subsets(subsets: int | Sequence[Sequence[int]], n_views: int) -> list[list[int]]:
+    if isinstance(subsets, int):
+        if not 1 <= subsets <= n_views:
+            raise ValueError(f"subsets is {subsets}; expected 1 to {n_views}, the number of views.")
+        golden = (5**0.5 - 1) / 2
+        order = sorted(range(subsets), key=lambda first: first * golden % 1)
+        return [list(range(first, n_views, subsets)) for first in order]
+    chosen = [list(views) for views in subsets]
+    if sorted(view for views in chosen for view in views) != list(range(n_views)) or not all(chosen):
+        raise ValueError(f"subsets are no partition of the {n_views} views; every view has to be in exactly one.")
+    return chosen
 
 
 def _where(per_sample: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

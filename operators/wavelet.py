@@ -8,6 +8,7 @@ import pywt
 import torch
 from numpy.typing import NDArray
 
+from operators.elementary import Crop
 from operators.linear_operator import LinearOperator
 from operators.space import Space
 
@@ -237,3 +238,26 @@ def _checked_level(level: int | None, shape: tuple[int, ...], filter_length: int
 
 
 _ADVICE = "choose an orthogonal one, such as 'haar', 'db4', 'sym4' or 'coif1'"
+
+
+def synthesis_frame(domain: Space, wavelet: str = "db4", level: int = 4) -> tuple[Wavelet, LinearOperator]:
+    """Build a wavelet synthesis for images of any size: coefficients of a padded image, cropped after synthesis.
+
+    Parameters
+    ----------
+    domain
+        Space of the images.
+    wavelet, level
+        As for `Wavelet`.
+
+    Returns
+    -------
+    wavelet
+        The orthonormal analysis of the padded image.
+    synthesis
+        Operator from its coefficients to images; of norm 1.
+    """
+    block = 2**level
+    padded = Space(tuple(-(-n // block) * block for n in domain.shape), domain.field, domain.axes)
+    analysis = Wavelet(padded, wavelet, level=level, n_dims=domain.n_dims)
+    return analysis, Crop(padded, domain.shape) @ analysis.H

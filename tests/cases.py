@@ -6,6 +6,7 @@ is here.
 
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterable
 from types import ModuleType
@@ -14,9 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from operators.beam_geometry import FanBeam, ParallelBeam
 from operators.elementary import Crop, Diagonal, FiniteDifference, Identity, Mask, Pad
 from operators.fourier import Fourier
 from operators.linear_operator import Adjoint, Composition, LinearOperator, Scaled, Stack, Sum
+from operators.metal import MetalTrace
+from operators.projection import Projection
 from operators.sensitivity import Sensitivity
 from operators.space import Space
 from operators.wavelet import Wavelet
@@ -45,6 +49,23 @@ def _masked_fourier(shape: tuple[int, ...], mask: torch.Tensor, n_dims: int = 2)
     return Mask(mask, fourier.codomain) @ fourier
 
 
+def _parallel(n_views: int, n_detectors: int = 6, first_rad: float = 0.3, offset_mm: float = 0.0) -> ParallelBeam:
+    angles = tuple(first_rad + math.pi * view / n_views for view in range(n_views))
+    return ParallelBeam(angles, n_detectors, 0.9, 0.7, offset_mm)
+
+
+def _fan(
+    n_views: int, n_detectors: int = 6, start: float = 0.3, offset_mm: float = 0.0, curved: bool = False
+) -> FanBeam:
+    """A full circle that starts at a fraction of a step."""
+    angles = tuple(2 * math.pi * (view + start) / n_views for view in range(n_views))
+    return FanBeam(angles, n_detectors, 1.3, 0.7, offset_mm, 6.0, 3.0, curved)
+
+
+def _projection(geometry: FanBeam | ParallelBeam, shape: tuple[int, int], **options: Any) -> Projection:
+    return Projection(geometry, shape, precision=torch.float64, **options)
+
+
 def _cartesian_sense(csm: torch.Tensor, mask: torch.Tensor | None = None, n_dims: int = 2) -> LinearOperator:
     sensitivity = Sensitivity(csm, n_dims)
     fourier = Fourier(sensitivity.codomain.shape, n_dims)
@@ -71,6 +92,8 @@ OPERATOR_CASES: dict[str, Callable[[], LinearOperator]] = {
     "pad_with_coils": lambda: Pad(Space((2, 3, 3)), (4, 3)),
     "crop_even_to_odd": lambda: Crop(Space((6, 4)), (3, 3)),
     "crop_odd_to_even": lambda: Crop(Space((2, 3, 5), "real"), (4,)),
+    "metal_trace": lambda: MetalTrace(_mask(3, 4), Space((3, 4), "real", ("view", "detector"))),
+    "metal_trace_weighted": lambda: MetalTrace(_mask(2, 3, 4).bool(), Space((3, 4), "real"), _real(3, 4).square()),
     "difference_circular": lambda: FiniteDifference(IMAGE, boundary="circular"),
     "difference_neumann": lambda: FiniteDifference(Space((3, 4), "real")),
     "difference_3d": lambda: FiniteDifference(Space((2, 3, 1), "real")),
@@ -109,6 +132,20 @@ OPERATOR_CASES: dict[str, Callable[[], LinearOperator]] = {
     "wavelet_db2_2d": lambda: Wavelet(Space((4, 8)), "db2", 2),
     "wavelet_db4_wrapped": lambda: Wavelet(Space((2, 6), "real"), "db4"),
     "wavelet_sym4_3d": lambda: Wavelet(Space((4, 2, 2), "real"), "sym4", 1, n_dims=3),
+    "projection_parallel": lambda: _projection(_parallel(3), (4, 5)),
+    "projection_parallel_offset": lambda: _projection(_parallel(3, 5, offset_mm=0.2), (3, 4)),
+    "projection_parallel_along_grid": lambda: _projection(ParallelBeam((0.0, math.pi / 2, 2.5), 4, 0.7, 0.7), (3, 3)),
+    "projection_parallel_twofold": lambda: _projection(_parallel(4, 5, offset_mm=-0.1), (4, 4)),
+    "projection_parallel_fourfold": lambda: _projection(_parallel(4, 5, first_rad=math.pi / 8), (3, 3)),
+    "projection_joseph": lambda: _projection(_parallel(4), (4, 4), model="joseph"),
+    "projection_strip": lambda: _projection(_parallel(3), (4, 3), model="strip"),
+    "projection_fan_flat": lambda: _projection(_fan(3), (4, 3)),
+    "projection_fan_curved": lambda: _projection(_fan(3, curved=True), (3, 5)),
+    "projection_fan_joseph": lambda: _projection(_fan(4, offset_mm=0.3), (3, 3), model="joseph"),
+    "projection_fan_fourfold": lambda: _projection(_fan(4, offset_mm=0.3), (4, 4)),
+    "projection_fan_eightfold": lambda: _projection(_fan(8, 5, start=0.5), (4, 4)),
+    "projection_fan_views": lambda: _projection(_fan(8, 4, start=0.5), (4, 4))[1::3],
+    "projection_fan_misses": lambda: _projection(FanBeam((0.5,), 3, 1.0, 0.7, 30.0, 6.0, 3.0), (2, 3)),
     "adjoint": lambda: Adjoint(Sensitivity(_complex(N_COILS, 3, 4))),
     "adjoint_learned": lambda: Adjoint(Diagonal(nn.Parameter(_complex(2, 3)))),
     "adjoint_batched": lambda: _cartesian_sense(_complex(2, N_COILS, 2, 3), _mask(2, 3)).H,

@@ -119,8 +119,8 @@ def _head(path: Path) -> bytes:
 def _sniff_hdf5(path: Path) -> str:
     from mrirecon.io.fastmri import looks_like_fastmri
     from mrirecon.io.ismrmrd import looks_like_ismrmrd
-    from mrirecon.io.matlab import is_matlab73
     from operators.io.hdf5 import hdf5_errors, open_hdf5
+    from operators.io.hdf5_arrays import is_matlab73
 
     with open_hdf5(path) as file, hdf5_errors(path, "finding out what it holds"):
         for name, fits in (

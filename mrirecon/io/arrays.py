@@ -1,7 +1,6 @@
 """Arrays without a header: which axis is what, which samples were measured, and the k-space record they become."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
 from operators.decision import Decision
 from operators.errors import InputError
+from operators.io.array_file import StoredArray
 from operators.io.hdf5 import check_finite, check_memory
 from operators.voxel_grid import Triple
 
@@ -60,60 +60,6 @@ class ArrayLayout:
     orientation_reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class StoredArray:
-    """An array in a file, before it is read.
-
-    Parameters
-    ----------
-    name
-        Its name in the file.
-    shape
-        Its shape in the order of the file.
-    kind
-        What it holds, such as ``"complex128"``, ``"float32"`` or ``"text"``.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-
-    @property
-    def is_complex(self) -> bool:
-        """Whether it can be k-space."""
-        return self.kind.startswith("complex")
-
-    def __str__(self) -> str:
-        return f"{self.name} ({' × '.join(map(str, self.shape)) or 'scalar'} {self.kind})"
-
-
-@contextmanager
-def damage_reported(path: Path, format_name: str) -> Iterator[None]:
-    """Turn whatever a parser raises on a damaged file into one sentence; keep the block small.
-
-    Parameters
-    ----------
-    path
-        The file, for the message.
-    format_name
-        The format it was taken for, for the message.
-
-    Raises
-    ------
-    InputError
-        If the block fails.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # parsers raise what they like on bytes that nobody foresaw
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"{path} could not be read as {format_name} ({reason}); it is damaged or truncated, copy it again."
-        ) from error
-
-
 def choose_array(
     arrays: Sequence[StoredArray], options: ReadOptions, path: Path
 ) -> tuple[StoredArray, tuple[Decision, ...]]:
@@ -152,7 +98,7 @@ def choose_array(
         raise InputError(
             f"{path} holds no complex array but {held}; k-space is complex: store real + 1j * imaginary as one array."
         )
-    chosen = max(candidates, key=_n_elements)
+    chosen = max(candidates, key=lambda array: array.n_elements)
     if len(candidates) == 1:
         return chosen, ()
     named = ", ".join(str(array) for array in candidates[:12])
@@ -184,30 +130,7 @@ def check_array_memory(array: StoredArray, options: ReadOptions, path: Path) -> 
         If the samples as stored and as used exceed ``options.memory_limit_bytes``.
     """
     # As stored (at most 16 bytes a sample), twice in single precision while it is reordered, and its mask.
-    check_memory(_n_elements(array), 36, options.memory_limit_bytes, what=f"{array} in {path}")
-
-
-def kind_of(dtype: np.dtype[Any]) -> str:
-    """Name of what an array of this type holds, for ``StoredArray``; complex pairs of reals count as complex."""
-    if dtype.kind == "c":
-        return f"complex{8 * dtype.itemsize}"
-    pair = _complex_pair(dtype)
-    if pair is not None:
-        return f"complex{16 * pair[1].itemsize}"
-    if dtype.hasobject:
-        return "objects"
-    return "records" if dtype.names is not None else dtype.name
-
-
-def as_complex(array: NDArray[Any]) -> NDArray[Any]:
-    """Complex array from a complex one or from records of a real and an imaginary part."""
-    pair = _complex_pair(array.dtype)
-    if pair is None:
-        return array
-    (real, imaginary), part = pair
-    combined = np.empty(array.shape, dtype=np.complex128 if part.itemsize == 8 else np.complex64)
-    combined.real, combined.imag = array[real], array[imaginary]
-    return combined
+    check_memory(array.n_elements, 36, options.memory_limit_bytes, what=f"{array} in {path}")
 
 
 def layout_by_shape(shape: tuple[int, ...], options: ReadOptions, path: Path) -> ArrayLayout:
@@ -368,21 +291,6 @@ def peak_decision(data: torch.Tensor, n_dims: int) -> tuple[Decision, ...]:
     named = zip(("kz", "ky", "kx")[-n_dims:], offsets, strict=True)
     value = ", ".join(f"{axis} {offset:+d}" for axis, offset in named if offset)
     return (Decision("kspace_peak", value, "The largest sample is off the centre of the grid; nothing was moved."),)
-
-
-def _n_elements(array: StoredArray) -> int:
-    return int(np.prod([int(n) for n in array.shape], dtype=object))
-
-
-def _complex_pair(dtype: np.dtype[Any]) -> tuple[tuple[str, str], np.dtype[Any]] | None:
-    """Names and type of the parts where a record type is a complex number of two equal floats side by side."""
-    if dtype.names is None or len(dtype.names) != 2 or dtype.fields is None:
-        return None
-    first, second = dtype.names
-    (part, start), (other, next_start) = dtype.fields[first][:2], dtype.fields[second][:2]
-    names_fit = (first.lower(), second.lower()) in (("r", "i"), ("re", "im"), ("real", "imag"))
-    same = part == other and part.kind == "f" and part.itemsize in (4, 8)
-    return ((first, second), part) if names_fit and same and next_start >= start + part.itemsize else None
 
 
 def _checked_axes(axes: Sequence[str], shape: tuple[int, ...], source: str) -> tuple[str, ...]:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mrirecon.io.arrays import ArrayLayout, StoredArray, check_array_memory, damage_reported, kspace_from_array
+from mrirecon.io.arrays import ArrayLayout, check_array_memory, kspace_from_array
 from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
 from operators.errors import InputError
+from operators.io.array_file import StoredArray, damage_reported
 
 _DEFAULTS = ReadOptions()
 _HEADER_START = b"# Dimensions"

@@ -14,7 +14,6 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrirecon.io.arrays import damage_reported
 from mrirecon.io.assembly import check_cartesian, check_finite_lines, check_scan_memory, kspace_from_lines
 from mrirecon.io.ismrmrd_header import HeaderFacts, Limit
 from mrirecon.io.ismrmrd_table import (
@@ -32,6 +31,7 @@ from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
 from operators.decision import Decision
 from operators.errors import InputError
+from operators.io.array_file import damage_reported
 
 _DEFAULTS = ReadOptions()
 _MOST_MEASUREMENTS = 64

@@ -30,7 +30,7 @@ def write_nifti(
     image: torch.Tensor,
     grid: VoxelGrid,
     *,
-    part: Literal["magnitude", "complex", "phase"] = "magnitude",
+    part: Literal["magnitude", "complex", "phase", "real"] = "magnitude",
     geometry_known: bool,
     repetition_time_ms: float | None = None,
     description: str = "",
@@ -51,7 +51,8 @@ def write_nifti(
     grid
         Where the voxels lie; its shape is ``(z, y, x)``.
     part
-        ``"magnitude"`` (float32), ``"phase"`` (float32, rad, in (−π, π]) or ``"complex"`` (complex64).
+        ``"magnitude"`` (float32), ``"phase"`` (float32, rad, in (−π, π]), ``"complex"`` (complex64) or ``"real"``
+        (float32): the real part, which of a real image are its values with their signs.
     geometry_known
         Whether the grid comes from the scan: the codes of sform and qform are 1 (scanner) if so, else 2 (aligned).
     repetition_time_ms
@@ -100,8 +101,10 @@ def _volumes(image: torch.Tensor, grid: VoxelGrid, part: str) -> NDArray[np.gene
         image = image.angle().to(torch.float32)
     elif part == "complex":
         image = image.to(torch.complex64)
+    elif part == "real":
+        image = image.real.to(torch.float32)
     else:
-        raise ValueError(f"part is {part!r}; expected 'magnitude', 'complex' or 'phase'.")
+        raise ValueError(f"part is {part!r}; expected 'magnitude', 'complex', 'phase' or 'real'.")
     n_bad = int((~image.isfinite()).sum())
     if n_bad:
         raise InputError(f"{n_bad} of {image.numel()} voxels are not finite in single precision; nothing was written.")

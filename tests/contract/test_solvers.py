@@ -1,6 +1,6 @@
 """What every solver promises: the dense answer, samples on their own, honest reports, gradients of the solution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,18 @@ from operators.proximal import (
     separable_soft_threshold,
     soft_threshold,
 )
-from operators.solvers import Solution, cg, fista, fixed_point, largest_eigenvalue, pdhg, power_iteration
+from operators.solvers import (
+    Solution,
+    cg,
+    cgls,
+    fista,
+    fixed_point,
+    largest_eigenvalue,
+    os_sart,
+    pdhg,
+    power_iteration,
+    sirt,
+)
 from operators.space import Space
 
 REAL, COMPLEX = torch.float64, torch.complex128
@@ -88,6 +99,11 @@ def solve_cg(problem: Problem, **limits: Any) -> Solution:
     return cg(problem.gram, rhs, batch_dims=rhs.ndim - 2, **limits)
 
 
+def solve_cgls(problem: Problem, **limits: Any) -> Solution:
+    A, y = problem.stacked()
+    return cgls(A, y, **limits)
+
+
 def solve_fixed_point(problem: Problem, **limits: Any) -> Solution:
     rhs = problem.A.adjoint(problem.y)
     step = 1.8 / (problem.A.norm().square() + 2 * problem.weight)[..., None, None]
@@ -132,6 +148,7 @@ def solve_condat_vu(problem: Problem, **limits: Any) -> Solution:
 
 SOLVERS: dict[str, Callable[..., Solution]] = {
     "cg": solve_cg,
+    "cgls": solve_cgls,
     "fixed_point": solve_fixed_point,
     "fista": solve_fista,
     "pdhg": solve_pdhg,
@@ -179,6 +196,7 @@ def test_a_sample_does_not_depend_on_its_batch(
 
 BITWISE: dict[str, Callable[[torch.Tensor, torch.Tensor], Solution]] = {
     "cg": lambda d, b: cg(lambda x: d * x, b, rtol=1e-4, batch_dims=b.ndim - 2),
+    "cgls": lambda d, b: cgls(Diagonal(d, Space((7, 9), "complex")), b, rtol=1e-4),
     "fixed_point": lambda d, b: fixed_point(lambda x: x - 0.5 * (d * x - b), b, rtol=1e-4, batch_dims=b.ndim - 2),
     "fista": lambda d, b: fista(
         Diagonal(d, Space((7, 9), "complex")),
@@ -436,6 +454,329 @@ def test_cg_refuses_what_does_not_fit() -> None:
         cg(lambda x: x.expand(2, 3), torch.ones(3))
 
 
+# cgls
+
+
+def test_cgls_residual_is_that_of_the_value(problem: Problem) -> None:
+    rhs = problem.A.adjoint(problem.y)
+    for limits in ({"rtol": 1e-5}, {"rtol": 0.0, "max_iterations": 4}):
+        solution = cgls(problem.A, problem.y, **limits)
+        true = (rhs - problem.A.gram(solution.value)).flatten(1).norm(dim=1) / rhs.flatten(1).norm(dim=1)
+        torch.testing.assert_close(solution.residual, true, rtol=1e-7, atol=1e-15)
+
+
+def test_cgls_makes_the_iterates_of_cg(problem: Problem) -> None:
+    for n in (1, 3, 6):
+        ours = cgls(problem.A, problem.y, rtol=0.0, max_iterations=n).value
+        reference = cg(problem.A.gram, problem.A.adjoint(problem.y), batch_dims=1, rtol=0.0, max_iterations=n).value
+        for i in range(3):
+            assert relative_error(ours[i], reference[i]) < 1e-9
+
+
+def test_cgls_solves_what_the_gram_no_longer_can(generator: torch.Generator) -> None:
+    """At a condition of 1e6 the gram loses twelve digits, the operator six."""
+    basis = torch.linalg.qr(torch.randn(N_DATA, 12, dtype=REAL, generator=generator)).Q
+    turned = torch.linalg.qr(torch.randn(12, 12, dtype=REAL, generator=generator)).Q
+    matrix = (basis * torch.tensor([1.0] * 6 + [1e-6] * 6, dtype=REAL)) @ turned
+    target = torch.randn(SHAPE, dtype=REAL, generator=generator)
+    A = Dense(matrix)
+    least_squares = cgls(A, A(target), rtol=1e-15, max_iterations=50).value
+    normal_equations = cg(A.gram, A.adjoint(A(target)), rtol=1e-15, max_iterations=50).value
+    assert relative_error(least_squares, target) < 1e-9
+    assert relative_error(normal_equations, target) > 1e-6
+
+
+def test_cgls_in_single_precision_claims_only_what_holds(generator: torch.Generator) -> None:
+    matrix = torch.randn(N_DATA, 12, generator=generator) * torch.logspace(0, -3, 12)
+    A, y = Dense(matrix), torch.randn(N_DATA, generator=generator)
+    for rtol, reachable in ((1e-4, True), (1e-10, False)):
+        solution = cgls(A, y, rtol=rtol, max_iterations=300)
+        true = A.adjoint(y - A(solution.value)).norm() / A.adjoint(y).norm()
+        assert bool(solution.converged) == reachable
+        assert (true <= 1.01 * rtol) == reachable
+
+
+def test_cgls_started_at_the_solution_stays_there(problem: Problem) -> None:
+    first = cgls(problem.A, problem.y, rtol=1e-13)
+    again = cgls(problem.A, problem.y, rtol=1e-9, x0=first.value)
+    assert again.n_iterations == 1
+    torch.testing.assert_close(again.value, first.value, rtol=1e-9, atol=0)
+    with pytest.raises(ValueError, match="x0 has shape"):
+        cgls(problem.A, problem.y, x0=first.value[0])
+
+
+def test_cgls_treats_tiny_and_huge_data_alike() -> None:
+    A = Diagonal(torch.tensor([[2.0, 1.0, 0.5]]), Space((1, 3), "real"))
+    b = torch.tensor([[1.0, -2.0, 3.0]])
+    reference = cgls(A, b).value
+    for scale in (2.0**-110, 2.0**100):
+        assert torch.equal(cgls(A, b * scale).value, reference * scale)
+
+
+def test_cgls_leaves_what_no_row_sees_alone() -> None:
+    A = Diagonal(torch.tensor([2.0, 1.0, 0.0], dtype=REAL))
+    y = torch.tensor([1.0, 3.0, 5.0], dtype=REAL)
+    start = torch.tensor([0.0, 0.0, 7.0], dtype=REAL)
+    solution = cgls(A, y, x0=start, rtol=1e-12)
+    torch.testing.assert_close(solution.value, torch.tensor([0.5, 3.0, 7.0], dtype=REAL))
+    assert bool(solution.converged)
+
+
+# sirt and os_sart
+
+
+class Rays(LinearOperator):
+    """A matrix without negative entries per sample, ``(*batch, view, detector, y·x)``, that gives subsets of views."""
+
+    matrix: torch.Tensor
+
+    def __init__(self, matrix: torch.Tensor) -> None:
+        super().__init__(Space(SHAPE, "real"), Space(tuple(matrix.shape[-3:-1]), "real"))
+        self.register_buffer("matrix", matrix)
+
+    def _batch_shape(self) -> torch.Size:
+        return self.matrix.shape[:-3]
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.matrix @ x.flatten(-2)[..., None, :, None]).squeeze(-1)
+
+    def _adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        return (self.matrix.mT @ y.unsqueeze(-1)).sum(dim=-3).squeeze(-1).unflatten(-1, SHAPE)
+
+    def __getitem__(self, views: Sequence[int]) -> "Rays":
+        return Rays(self.matrix[..., list(views), :, :])
+
+
+N_VIEWS, N_BINS = 6, 5
+
+
+@pytest.fixture
+def rays(generator: torch.Generator) -> Rays:
+    """Three samples; each ray passes through a few pixels."""
+    shape = (3, N_VIEWS, N_BINS, 12)
+    hit = torch.rand(shape, generator=generator) < 0.3
+    scale = torch.tensor([1.0, 3.0, 0.2], dtype=REAL).reshape(3, 1, 1, 1)
+    return Rays(torch.rand(shape, dtype=REAL, generator=generator) * hit * scale)
+
+
+@pytest.fixture
+def target(generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(3, *SHAPE, dtype=REAL, generator=generator) * torch.tensor([1e3, 1.0, 1e-7])[:, None, None]
+
+
+ROW_ACTION: dict[str, Callable[..., Solution]] = {
+    "sirt": sirt,
+    "os_sart": lambda A, y, **options: os_sart(A, y, 3, **options),
+    "os_sart_given": lambda A, y, **options: os_sart(A, y, [[4, 0], [5, 2], [1, 3]], **options),
+}
+every_row_action = pytest.mark.parametrize("solve", ROW_ACTION.values(), ids=ROW_ACTION.keys())
+
+
+def weighted_least_squares(A: Rays, y: torch.Tensor) -> torch.Tensor:
+    matrix = A.matrix.flatten(-3, -2)
+    root = _inverse(matrix.sum(dim=-1)).sqrt()
+    return torch.linalg.lstsq(root[..., None] * matrix, root * y.flatten(-2)).solution.unflatten(-1, SHAPE)
+
+
+def _inverse(sums: torch.Tensor) -> torch.Tensor:
+    return torch.where(sums > 0, 1 / sums, 0)
+
+
+@every_row_action
+def test_row_action_and_cgls_find_what_consistent_data_say(
+    solve: Callable[..., Solution], rays: Rays, target: torch.Tensor
+) -> None:
+    solution = solve(rays, rays(target), n_iterations=20000, rtol=1e-14)
+    exact = cgls(rays, rays(target), rtol=1e-13)
+    assert bool(solution.converged.all())
+    assert bool(exact.converged.all())
+    for i in range(3):
+        assert relative_error(solution.value[i], target[i]) < 1e-9
+        assert relative_error(exact.value[i], target[i]) < 1e-9
+
+
+def test_sirt_finds_the_weighted_least_squares(rays: Rays, target: torch.Tensor, generator: torch.Generator) -> None:
+    y = rays(target)
+    y = y * (1 + 0.3 * torch.randn(y.shape, dtype=REAL, generator=generator))
+    for relaxation in (1.0, 1.9):
+        solution = sirt(rays, y, relaxation=relaxation, n_iterations=20000, rtol=1e-14)
+        assert bool(solution.converged.all())
+        for i in range(3):
+            expected = weighted_least_squares(rays, y)[i]
+            assert relative_error(solution.value[i], expected) < 1e-9
+
+
+def test_non_negative_sirt_satisfies_the_optimality_conditions(rays: Rays, target: torch.Tensor) -> None:
+    y = rays(target)
+    weights = _inverse(rays(torch.ones(SHAPE, dtype=REAL)))
+    solution = sirt(rays, y, project=project_nonnegative, n_iterations=20000, rtol=1e-15)
+    x = solution.value
+    slope = rays.adjoint(weights * (rays(x) - y)) / rays.adjoint(weights * y.abs()).amax(dim=(-2, -1), keepdim=True)
+    assert bool((x >= 0).all())
+    assert 3 < int((x == 0).sum()) < 33
+    assert float(slope[x == 0].min()) > -1e-12
+    assert float(slope[x > 0].abs().max()) < 1e-9
+
+
+@every_row_action
+def test_non_negative_solutions_are_found_from_consistent_data(
+    solve: Callable[..., Solution], rays: Rays, target: torch.Tensor
+) -> None:
+    positive = target.abs()
+    positive[:, 1] = 0
+    seen: list[bool] = []
+
+    def watch(n: int, x: torch.Tensor) -> None:
+        seen.append(bool((x >= 0).all()))
+
+    solution = solve(rays, rays(positive), project=project_nonnegative, n_iterations=20000, rtol=1e-15, callback=watch)
+    assert all(seen)
+    for i in range(3):
+        assert relative_error(solution.value[i], positive[i]) < 1e-8
+
+
+def test_the_steps_are_those_of_the_definition(rays: Rays, target: torch.Tensor) -> None:
+    matrix, y = rays.matrix[0], rays(target)[0]
+    start = target[0] / 2
+    x = start.flatten()
+    for views in 2 * [[0, 3], [5], [1, 2, 4]]:
+        block = matrix[views].flatten(0, 1)
+        x = x + 0.7 * _inverse(block.sum(0)) * (block.T @ (_inverse(block.sum(1)) * (y[views].flatten() - block @ x)))
+        x = x.clamp_min(-1e2)
+    options: dict[str, Any] = {
+        "relaxation": 0.7,
+        "x0": start,
+        "n_iterations": 2,
+        "project": lambda v: v.clamp_min(-1e2),
+    }
+    ours = os_sart(Rays(matrix), y, [[0, 3], [5], [1, 2, 4]], **options).value
+    torch.testing.assert_close(ours.flatten(), x, rtol=1e-12, atol=1e-12)
+    whole = os_sart(Rays(matrix), y, 1, **options).value
+    torch.testing.assert_close(whole, sirt(Rays(matrix), y, **options).value, rtol=1e-13, atol=1e-13)
+
+
+def test_more_subsets_need_fewer_iterations(rays: Rays, target: torch.Tensor) -> None:
+    y = rays(target.abs())
+    counts = [os_sart(rays, y, n, n_iterations=20000, rtol=1e-9).n_iterations for n in (1, 3, 6)]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[2] < counts[0] / 2
+    assert counts[0] == sirt(rays, y, n_iterations=20000, rtol=1e-9).n_iterations
+
+
+@every_row_action
+@pytest.mark.parametrize("limits", [{"rtol": 1e-6, "n_iterations": 5000}, {"rtol": 0.0, "n_iterations": 7}])
+def test_row_action_samples_do_not_depend_on_their_batch(
+    solve: Callable[..., Solution], limits: dict[str, Any], rays: Rays, target: torch.Tensor
+) -> None:
+    y = rays(target)
+    together = solve(rays, y, **limits)
+    alone = [solve(Rays(rays.matrix[i]), y[i], **limits) for i in range(3)]
+    assert together.n_iterations == max(s.n_iterations for s in alone)
+    for i in range(3):
+        assert relative_error(together.value[i], alone[i].value) < 1e-13
+        torch.testing.assert_close(together.residual[i], alone[i].residual, rtol=1e-6, atol=1e-14)
+        assert bool(together.converged[i]) == bool(alone[i].converged)
+
+
+@every_row_action
+def test_row_action_with_one_operator_for_all_samples(
+    solve: Callable[..., Solution], rays: Rays, target: torch.Tensor
+) -> None:
+    A = Rays(rays.matrix[0])
+    y = A(target)
+    together = solve(A, y, rtol=1e-6, n_iterations=3000, project=project_nonnegative)
+    alone = [solve(A, part, rtol=1e-6, n_iterations=3000, project=project_nonnegative) for part in y]
+    assert len({s.n_iterations for s in alone}) > 1
+    for i in range(3):
+        torch.testing.assert_close(together.value[i], alone[i].value, rtol=1e-13, atol=1e-20)
+
+
+@every_row_action
+def test_row_action_special_samples_leave_the_others_alone(
+    solve: Callable[..., Solution], rays: Rays, target: torch.Tensor
+) -> None:
+    y = rays(target)
+    y[1], y[2, 0, 0] = 0, float("nan")
+    solution = solve(rays, y, rtol=1e-9, n_iterations=5000)
+    assert not solution.value[1].any()
+    assert solution.converged.tolist() == [True, True, False]
+    alone = solve(Rays(rays.matrix[0]), y[0], rtol=1e-9, n_iterations=5000)
+    assert relative_error(solution.value[0], alone.value) < 1e-13
+    at_once = solve(rays, torch.zeros_like(y), rtol=1e-9, n_iterations=5000)
+    assert at_once.n_iterations == 1
+    assert bool(at_once.converged.all())
+
+
+@every_row_action
+def test_row_action_reports_and_calls_back(solve: Callable[..., Solution], rays: Rays, target: torch.Tensor) -> None:
+    y, seen = rays(target), []
+
+    def watch(n: int, x: torch.Tensor) -> bool:
+        seen.append((n, x))
+        return n == 3
+
+    solution = solve(rays, y, n_iterations=50, callback=watch)
+    assert [n for n, _ in seen] == [1, 2, 3]
+    assert solution.n_iterations == 3
+    assert not solution.converged.any()
+    change = (seen[2][1] - seen[1][1]).flatten(1).norm(dim=1) / seen[2][1].flatten(1).norm(dim=1)
+    torch.testing.assert_close(solution.residual, change)
+    untouched = solve(rays, y, n_iterations=0, x0=target)
+    assert torch.equal(untouched.value, target)
+
+
+def test_what_no_ray_sees_stays_as_it_is(rays: Rays, target: torch.Tensor) -> None:
+    matrix = rays.matrix.clone()
+    matrix[..., 4] = 0
+    matrix[:, 2] = 0
+    A = Rays(matrix)
+    y = A(target)
+    y[:, 2] = 9.0
+    for solve in ROW_ACTION.values():
+        solution = solve(A, y, x0=torch.full_like(target, 0.5), n_iterations=40)
+        assert bool(solution.value.isfinite().all())
+        assert bool((solution.value.flatten(1)[:, 4] == 0.5).all())
+
+
+@every_row_action
+def test_row_action_gradients_are_those_of_the_iterations(
+    solve: Callable[..., Solution], rays: Rays, target: torch.Tensor
+) -> None:
+    y = rays(target)[1:2].clone().requires_grad_()
+    matrix = rays.matrix[1:2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda y, matrix: solve(Rays(matrix), y, n_iterations=3).value, (y, matrix), fast_mode=True, atol=1e-4
+    )
+
+
+def test_row_action_refuses_what_does_not_fit(rays: Rays, target: torch.Tensor) -> None:
+    y = rays(target)
+    for solve in ROW_ACTION.values():
+        for relaxation in (0.0, 2.0, -1.0, float("nan")):
+            with pytest.raises(ValueError, match=r"relaxation is .*; expected a number between 0 and 2"):
+                solve(rays, y, relaxation=relaxation)
+        with pytest.raises(ValueError, match="rtol is -1"):
+            solve(rays, y, rtol=-1.0)
+        with pytest.raises(ValueError, match="number of iterations is -1"):
+            solve(rays, y, n_iterations=-1)
+        with pytest.raises(ValueError, match="x0 has shape"):
+            solve(rays, y, x0=target[0])
+        with pytest.raises(ValueError, match="project returned shape"):
+            solve(rays, y, project=lambda v: v[0])
+        with pytest.raises(ValueError, match=r"Rays adjoint input has shape \(3, 6, 4\)"):
+            solve(rays, y[..., :4])
+        with pytest.raises(ValueError, match="A row of A sums to -"):
+            solve(Rays(-rays.matrix), y)
+    with pytest.raises(TypeError, match=r"complex128; sirt and os_sart need a real operator"):
+        sirt(Diagonal(torch.ones(2, 3, dtype=COMPLEX)), torch.ones(2, 3, dtype=COMPLEX))
+    for n in (0, 7):
+        with pytest.raises(ValueError, match=rf"subsets is {n}; expected 1 to 6"):
+            os_sart(rays, y, n)
+    for subsets in ([[0, 1, 2], [3, 4]], [[0, 1, 2], [2, 3, 4, 5]], [[0, 1, 2, 3, 4, 5], []], [[0, 1, 2, 3, 4, 6]]):
+        with pytest.raises(ValueError, match="subsets are no partition of the 6 views"):
+            os_sart(rays, y, subsets)
+
+
 # fista
 
 
@@ -540,6 +881,9 @@ def test_a_zero_operator_returns_what_the_prior_wants() -> None:
 # callback
 
 ITERATING: dict[str, Callable[..., Solution]] = {
+    "cgls": lambda problem, n_iterations, **options: cgls(
+        problem.A, problem.y, max_iterations=n_iterations, rtol=0.0, **options
+    ),
     "fista": lambda problem, **options: fista(problem.A, problem.y, unchanged, **options),
     "pdhg": lambda problem, **options: pdhg(
         problem.A,

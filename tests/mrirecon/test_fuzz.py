@@ -4,29 +4,25 @@ The files are read in a worker process with a memory limit, so that a crash or a
 test and not the end of it.
 """
 
-import json
-import os
-import select
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import scipy.io
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+
+from tests.reference.damaged_files import (
+    GROWTH_LIMIT_BYTES,
+    MEMORY_LIMIT_BYTES,
+    Worker,
+    check,
+    for_damaged,
+    serve,
+)
 
 resource = pytest.importorskip("resource", reason="memory limits of processes need a POSIX system")
-
-MEMORY_LIMIT_BYTES = 2**26
-GROWTH_LIMIT_BYTES = 2**29
-PATIENCE_S = 30.0
 
 
 def scan(*shape: int) -> np.ndarray:
@@ -71,7 +67,7 @@ def hdf5(path: Path) -> None:
 
 
 def bart(path: Path) -> None:
-    """Both files in one, so that either is mutated; ``Reading`` takes them apart again."""
+    """Both files in one, so that either is mutated; the worker takes them apart again."""
     path.write_bytes(b"# Dimensions\n8 8 1 2\n".ljust(64) + scan(8, 8, 2).tobytes(order="F"))
 
 
@@ -108,93 +104,23 @@ FORMATS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@dataclass
-class Worker:
-    """A process that reads files, is started when needed, and has to answer in time."""
-
-    folder: Path
-    process: Any = field(default=None)
-
-    def read(self, content: bytes, *, pair: bool = False) -> dict[str, Any]:
-        """What came of reading a file: ``outcome``, and ``grown_bytes``, the growth of the worker's memory."""
-        path = self.folder / "scan"
-        path.write_bytes(content[64:] if pair else content)
-        path.with_suffix(".hdr").unlink(missing_ok=True)
-        if pair:
-            path.with_suffix(".hdr").write_bytes(content[:64])
-        if self.process is None:
-            self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-            )
-        try:
-            self.process.stdin.write(f"{path}\n".encode())
-            self.process.stdin.flush()
-            answered, _, _ = select.select([self.process.stdout], [], [], PATIENCE_S)
-            answer = self.process.stdout.readline() if answered else b""
-        except BrokenPipeError:
-            answer = b""
-        if answer:
-            return json.loads(answer)
-        code = self.stop()
-        return {"outcome": f"died with exit status {code}" if answered else "hung", "grown_bytes": 0}
-
-    def stop(self) -> int:
-        process, self.process = self.process, None
-        if process is None:
-            return 0
-        process.stdin.close()
-        try:
-            return process.wait(timeout=2)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
-        finally:
-            process.stdout.close()
-
-
-def serve() -> None:
-    """The worker: a path on every line of the standard input, an outcome on every line of the standard output."""
+def is_sound(path: str) -> bool:
+    """What the worker does with a path."""
     import torch
 
     from mrirecon import KSpace
     from mrirecon.io import ReadOptions, read, sniff
-    from operators import InputError
 
-    torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nothing that a library prints may get between the answers
-    with open("/proc/self/statm") if os.path.exists("/proc/self/statm") else open(os.devnull) as status:
-        pages = status.read().split()
-    if pages:
-        in_use = int(pages[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (in_use + 2 * GROWTH_LIMIT_BYTES,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    options = ReadOptions(memory_limit_bytes=MEMORY_LIMIT_BYTES)
-    before = None
-    for name in sys.stdin:
-        try:
-            kspace = read(name.strip(), options)
-            finite = isinstance(kspace, KSpace) and bool(torch.isfinite(torch.view_as_real(kspace.data)).all())
-            outcome = "read" if finite and sniff(name.strip()) else "read, but not finite"
-        except InputError as error:
-            outcome = "refused" if str(error).strip() else "refused without a word"
-        except BaseException as error:
-            outcome = f"raised {type(error).__name__}: {error}"
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        before = used if before is None else before
-        print(json.dumps({"outcome": outcome, "grown_bytes": used - before}), file=answers, flush=True)
+    kspace = read(path, ReadOptions(memory_limit_bytes=MEMORY_LIMIT_BYTES))
+    finite = isinstance(kspace, KSpace) and bool(torch.isfinite(torch.view_as_real(kspace.data)).all())
+    return finite and bool(sniff(path))
 
 
 @pytest.fixture(scope="module")
 def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    worker = Worker(tmp_path_factory.mktemp("fuzz"))
+    worker = Worker(tmp_path_factory.mktemp("fuzz"), __file__)
     yield worker
-    if worker.process is not None:
-        worker.process.kill()
-    worker.stop()
+    worker.kill()
 
 
 @pytest.fixture(scope="module")
@@ -217,77 +143,28 @@ def has_twixtools() -> bool:
     return True
 
 
-SPECIAL = (0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
-PLACES = st.one_of(st.floats(0, 1), st.floats(0, 0.1))
-
-
-@st.composite
-def edits(draw: st.DrawFn) -> list[tuple[Any, ...]]:
-    """A few edits of a file; places are given as fractions of its length."""
-    edit = st.one_of(
-        st.tuples(st.just("overwrite"), PLACES, st.binary(min_size=1, max_size=8)),
-        st.tuples(st.just("number"), PLACES, st.sampled_from(SPECIAL), st.sampled_from((1, 2, 4, 8))),
-        st.tuples(st.just("cut"), PLACES),
-        st.tuples(st.just("insert"), PLACES, st.binary(min_size=1, max_size=16)),
-        st.tuples(st.just("copy"), PLACES, PLACES, st.sampled_from((1, 4, 8, 16, 64, 256))),
-    )
-    return draw(st.lists(edit, min_size=1, max_size=4))
-
-
-def edited(content: bytes, changes: list[tuple[Any, ...]]) -> bytes:
-    for kind, place, *rest in changes:
-        at = min(int(place * len(content)), max(len(content) - 1, 0))
-        if kind == "cut":
-            content = content[:at]
-        elif kind == "insert":
-            content = content[:at] + rest[0] + content[at:]
-        else:
-            if kind == "overwrite":
-                patch = rest[0]
-            elif kind == "number":
-                patch = (rest[0] % 256 ** rest[1]).to_bytes(rest[1], "little")
-            else:
-                start = int(rest[0] * len(content))
-                patch = content[start : start + rest[1]]
-            content = content[:at] + patch + content[at + len(patch) :]
-    return content
-
-
-def check(answer: dict[str, Any]) -> None:
-    assert answer["outcome"] in ("read", "refused")
-    assert answer["grown_bytes"] < GROWTH_LIMIT_BYTES
+def companion(name: str) -> str | None:
+    return ".hdr" if name == "bart" else None
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_undamaged_file_is_read(name: str, worker: Worker, originals: dict[str, bytes]) -> None:
     if name not in originals:
         pytest.skip("twixtools is not installed")
-    assert worker.read(originals[name], pair=name == "bart")["outcome"] == "read"
+    assert worker.read(originals[name], companion=companion(name))["outcome"] == "read"
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_damaged_files_are_read_or_refused(name: str, worker: Worker, originals: dict[str, bytes]) -> None:
     if name not in originals:
         pytest.skip("twixtools is not installed")
-
-    @settings(
-        max_examples=200,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(edits())
-    def damaged(changes: list[tuple[Any, ...]]) -> None:
-        check(worker.read(edited(originals[name], changes), pair=name == "bart"))
-
-    damaged()
+    for_damaged(originals[name], lambda content: worker.read(content, companion=companion(name)))
 
 
 def test_every_length_of_a_truncated_file_is_refused_or_read(worker: Worker, originals: dict[str, bytes]) -> None:
     for name, content in originals.items():
         for length in range(0, len(content), max(1, len(content) // 40)):
-            check(worker.read(content[:length], pair=name == "bart"))
+            check(worker.read(content[:length], companion=companion(name)))
 
 
 def with_empty_free_space(content: bytes) -> bytes:
@@ -351,4 +228,4 @@ def test_an_archive_that_unpacks_to_more_than_the_limit_is_refused(worker: Worke
 
 
 if __name__ == "__main__":
-    serve()
+    serve(is_sound)

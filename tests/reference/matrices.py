@@ -12,9 +12,11 @@ import torch
 from operators.elementary import Crop, Diagonal, FiniteDifference, Identity, Pad
 from operators.fourier import Fourier, MaskedFourier
 from operators.linear_operator import Adjoint, Composition, LinearOperator, Scaled, Stack, Sum
+from operators.projection import Projection
 from operators.sensitivity import CartesianSense, Sensitivity
 from operators.wavelet import Wavelet
 from tests.reference.fourier import dft_matrix
+from tests.reference.rays import projection_matrix
 
 
 def textbook_matrix(operator: LinearOperator) -> torch.Tensor:
@@ -119,6 +121,10 @@ def _wavelet(operator: Wavelet) -> torch.Tensor:
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
+def _projection(operator: Projection) -> torch.Tensor:
+    return projection_matrix(operator.geometry, operator.domain.shape, operator.model)
+
+
 def _adjoint(operator: Adjoint) -> torch.Tensor:
     return textbook_matrix(operator.operator).mH
 
@@ -156,6 +162,7 @@ TEXTBOOK: dict[type, Callable[..., torch.Tensor]] = {
     Sensitivity: _sensitivity,
     CartesianSense: _cartesian_sense,
     Wavelet: _wavelet,
+    Projection: _projection,
     Adjoint: _adjoint,
     Composition: _composition,
     Sum: _sum,

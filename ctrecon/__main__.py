@@ -1,0 +1,5 @@
+"""``python -m ctrecon``."""
+
+from ctrecon.cli import main
+
+main()

@@ -1,0 +1,393 @@
+"""The command line ``ctrecon``. Nothing heavy is imported before a command runs."""
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from operators.command_line import (
+    Format,
+    command_line,
+    for_each,
+    format_told_by,
+    log,
+    out,
+    output_paths,
+    preview_path,
+    print_decisions,
+    print_description,
+    print_scores,
+    progress,
+    run,
+    whole_numbers,
+)
+
+if TYPE_CHECKING:
+    from ctrecon.io.options import ReadOptions
+    from ctrecon.reconstruction import Reconstruction
+
+app = command_line("ctrecon", "Sparse-view and metal-corrupted CT sinograms in, Hounsfield units out.")
+
+
+class Filter(StrEnum):
+    """Filters of filtered back-projection."""
+
+    ramp = "ramp"
+    shepp_logan = "shepp-logan"
+    cosine = "cosine"
+    hann = "hann"
+    hamming = "hamming"
+
+
+class Quantity(StrEnum):
+    """What the numbers of a file are."""
+
+    counts = "counts"
+    line_integrals = "line-integrals"
+
+
+class MetalMethod(StrEnum):
+    """How the metal trace is filled."""
+
+    li = "li"
+    nmar = "nmar"
+
+
+class Metal(StrEnum):
+    """Metal in the built-in phantom."""
+
+    none = "none"
+    hip = "hip"
+    spine = "spine"
+    dental = "dental"
+
+
+Variable = Annotated[str | None, typer.Option(help="Name of the array to read, where a file holds several.")]
+Geometry = Annotated[Path | None, typer.Option(help="JSON file with the geometry, for files without one.")]
+Preset = Annotated[str | None, typer.Option(help="Name of a known geometry, for files without one.")]
+QuantityOption = Annotated[Quantity | None, typer.Option(help="Whether the file holds counts or line integrals.")]
+Matrix = Annotated[str | None, typer.Option("--image-shape", help="Image size y,x, such as 512,512.")]
+Pixel = Annotated[float | None, typer.Option("--pixel-mm", min=1e-3, max=100.0, help="Pixel size in mm.")]
+MuWater = Annotated[float | None, typer.Option("--mu-water", help="Attenuation of water for this scan, in 1/mm.")]
+FileFormat = Annotated[Format | None, typer.Option("--format", help="By default told by the output's name.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="A file; a directory for DICOM or several files.")]
+Preview = Annotated[bool, typer.Option("--preview", help="Also write a PNG beside the output.")]
+WindowOption = Annotated[
+    str, typer.Option("--window", help="Of the preview: soft tissue, lung, bone, brain, or low,high in HU.")
+]
+WideRange = Annotated[bool, typer.Option("--wide-range", help="DICOM in steps of 4 HU up to 15356, for metal.")]
+Identifiers = Annotated[bool, typer.Option("--identifiers", help="Carry the person's identifiers to DICOM.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")]
+Strength = Annotated[
+    float | None, typer.Option("--lambda", min=0.0, help="Strength relative to the noise level; 0 for none.")
+]
+Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Number of iterations.")]
+FilterOption = Annotated[Filter, typer.Option("--filter", help="Filter of filtered back-projection.")]
+Device = Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")]
+
+
+@app.command()
+def inspect(
+    file: Path,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    variable: Variable = None,
+    geometry: Geometry = None,
+    preset: Preset = None,
+    quantity: QuantityOption = None,
+    matrix: Matrix = None,
+    pixel_mm: Pixel = None,
+    mu_water: MuWater = None,
+) -> None:
+    """Print what a sinogram file holds: views, geometry, coverage, noise, decisions and warnings."""
+    from ctrecon.inspection import describe
+    from ctrecon.io import read, sniff
+
+    options = _read_options(variable, geometry, preset, quantity, matrix, pixel_mm, mu_water)
+    description = {"format": sniff(file), **describe(read(file, options))}
+    if as_json:
+        print(json.dumps(description, indent=2))
+        return
+    print_description(file.name, description)
+
+
+@app.command()
+def reconstruct(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
+    output: Output,
+    method: Annotated[str, typer.Option(help="fbp, sirt, os-sart, cgls, tv or wavelet.")] = "tv",
+    regularisation: Strength = None,
+    n_iterations: Iterations = None,
+    filter_name: FilterOption = Filter.ramp,
+    allow_negative: Annotated[
+        bool, typer.Option("--allow-negative", help="Let iterative images fall below zero attenuation.")
+    ] = False,
+    device: Device = "cpu",
+    file_format: FileFormat = None,
+    preview: Preview = False,
+    window: WindowOption = "soft tissue",
+    wide_range: WideRange = False,
+    identifiers: Identifiers = False,
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
+    variable: Variable = None,
+    geometry: Geometry = None,
+    preset: Preset = None,
+    quantity: QuantityOption = None,
+    matrix: Matrix = None,
+    pixel_mm: Pixel = None,
+    mu_water: MuWater = None,
+) -> None:
+    """Reconstruct sinograms to Hounsfield units, as NIfTI, DICOM or npy.
+
+    Several files go to one directory; a file that fails does not stop the others, and the exit status is 2.
+    """
+    from ctrecon.io import read
+    from ctrecon.reconstruction import reconstruct as compute
+
+    options = _read_options(variable, geometry, preset, quantity, matrix, pixel_mm, mu_water)
+    chosen = file_format or format_told_by(output, several=len(files) > 1)
+
+    def work(file: Path, target: Path) -> None:
+        _check_outputs(target, chosen, preview=preview, overwrite=overwrite)
+        sinogram = read(file, options)
+        with progress(file.name) as report:
+            result = compute(
+                sinogram,
+                method,
+                regularisation=regularisation,
+                n_iterations=n_iterations,
+                filter=filter_name.value,
+                nonnegative=not allow_negative,
+                device=device,
+                progress=report,
+            )
+        patient = dict(sinogram.patient) if identifiers else None
+        _write(result, target, chosen, patient=patient, wide_range=wide_range, overwrite=overwrite)
+        if preview:
+            _write_preview(result, preview_path(target), window, overwrite=overwrite)
+
+    for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)
+
+
+@app.command()
+def mar(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
+    output: Output,
+    method: Annotated[MetalMethod, typer.Option(help="How the metal trace is filled.")] = MetalMethod.nmar,
+    mask: Annotated[
+        Path | None, typer.Option(help="NIfTI image of the metal, 1 = metal; by default it is segmented.")
+    ] = None,
+    threshold_hu: Annotated[float, typer.Option("--threshold-hu", help="Metal is what is brighter.")] = 2500.0,
+    filter_name: FilterOption = Filter.ramp,
+    file_format: FileFormat = None,
+    preview: Preview = False,
+    window: WindowOption = "soft tissue",
+    wide_range: WideRange = False,
+    identifiers: Identifiers = False,
+    overwrite: Overwrite = False,
+    skip_existing: SkipExisting = False,
+    variable: Variable = None,
+    geometry: Geometry = None,
+    preset: Preset = None,
+    quantity: QuantityOption = None,
+    matrix: Matrix = None,
+    pixel_mm: Pixel = None,
+    mu_water: MuWater = None,
+) -> None:
+    """Reduce metal artefacts: fill the metal's trace in the sinogram, reconstruct, and put the metal back."""
+    from ctrecon.io import read
+    from ctrecon.metal import reconstruct_without_metal
+    from operators.io.nifti import read_nifti_image
+
+    options = _read_options(variable, geometry, preset, quantity, matrix, pixel_mm, mu_water)
+    chosen = file_format or format_told_by(output, several=len(files) > 1)
+    metal_mask = None if mask is None else read_nifti_image(mask)[0]
+
+    def work(file: Path, target: Path) -> None:
+        _check_outputs(target, chosen, preview=preview, overwrite=overwrite)
+        sinogram = read(file, options)
+        result = reconstruct_without_metal(
+            sinogram,
+            method.value,
+            mask=metal_mask,
+            threshold_hu=threshold_hu,
+            filter=filter_name.value,
+        )
+        patient = dict(sinogram.patient) if identifiers else None
+        _write(result, target, chosen, patient=patient, wide_range=wide_range, overwrite=overwrite)
+        if preview:
+            _write_preview(result, preview_path(target), window, overwrite=overwrite)
+
+    for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)
+
+
+@app.command()
+def simulate(
+    image: Annotated[str, typer.Argument(help="An image in HU (NIfTI, DICOM, npz), or 'phantom' for the built-in.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to write (.h5).")],
+    preset: Annotated[str, typer.Option(help="Name of the scanner geometry.")] = "sparse-view",
+    n_views: Annotated[int | None, typer.Option("--views", min=1, help="Number of views; by default all.")] = None,
+    matrix: Annotated[int | None, typer.Option(min=16, max=2048, help="Size of the square image.")] = None,
+    n_photons: Annotated[
+        float | None, typer.Option("--photons", min=1.0, help="Photons per ray without an object; default: no noise.")
+    ] = None,
+    polyenergetic: Annotated[bool, typer.Option("--polyenergetic", help="A 120 kVp spectrum.")] = False,
+    section: Annotated[str, typer.Option(help="Section of the built-in phantom.")] = "abdomen",
+    metal: Annotated[Metal, typer.Option(help="Metal in the built-in phantom.")] = Metal.none,
+    material: Annotated[str, typer.Option(help="Material of the metal.")] = "titanium",
+    seed: Annotated[int, typer.Option(help="Seed of phantom and noise.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a scan of an image and write its sinogram."""
+    from ctrecon.io.sinogram_file import write_sinogram
+    from ctrecon.simulation import Scenario, simulate_scenario
+    from operators.io.files import check_writable
+
+    check_writable(output, overwrite=overwrite)
+    scenario = Scenario(
+        image=image,
+        preset=preset,
+        n_views=n_views,
+        matrix=matrix,
+        n_photons=n_photons,
+        polyenergetic=polyenergetic,
+        section=section,
+        metal=None if metal is Metal.none else metal.value,
+        material=material,
+        seed=seed,
+    )
+    sinogram = simulate_scenario(scenario).sinogram
+    write_sinogram(output, sinogram, overwrite=overwrite)
+    print_decisions(sinogram.decisions)
+    log.print(f"Wrote {output}: sinogram {tuple(sinogram.data.shape)} (slice, view, detector).", markup=False)
+    log.print(f"Next: ctrecon reconstruct {output} -o image.nii.gz --preview", markup=False)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the results.")] = Path("ctrecon-demo"),
+    seed: Annotated[int, typer.Option(help="Seed of phantom and noise.")] = 0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Simulate a sparse-view and a metal scan, reconstruct them, and show how well it went; under a minute."""
+    from ctrecon.demo import run_demo
+    from operators.io.files import check_writable
+
+    check_writable(output, overwrite=overwrite)
+    with progress("demo") as report:
+        sparse, metal = run_demo(output, seed=seed, overwrite=overwrite, progress=report)
+    print_scores(sparse, "Sparse views, HU against the phantom inside the body")
+    print_scores(metal, "Metal, HU against the phantom inside the body, metal excluded")
+    out.print(f"Look at {output / 'sparse.png'} and {output / 'metal.png'}; the images are {output / 'tv.nii.gz'} etc.")
+    out.print("Next, with your own sinogram:")
+    out.print("  ctrecon inspect YOUR_FILE")
+    out.print("  ctrecon reconstruct YOUR_FILE -o image.nii.gz --preview")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the entry point of ``ctrecon``.
+
+    Parameters
+    ----------
+    arguments
+        Words after the program's name; by default those of the process.
+    """
+    run(app, arguments)
+
+
+def _read_options(
+    variable: str | None,
+    geometry: Path | None,
+    preset: str | None,
+    quantity: Quantity | None,
+    matrix: str | None,
+    pixel_mm: float | None,
+    mu_water: float | None,
+) -> "ReadOptions":
+    from ctrecon.io.options import ReadOptions
+
+    shape = whole_numbers(matrix, "--image-shape", 2) if matrix else None
+    return ReadOptions(
+        variable=variable,
+        geometry=geometry,
+        preset=preset,
+        quantity=None if quantity is None else quantity.value,
+        image_shape=None if shape is None else (shape[0], shape[1]),
+        pixel_mm=pixel_mm,
+        mu_water_per_mm=mu_water,
+    )
+
+
+def _check_outputs(target: Path, chosen: Format, *, preview: bool, overwrite: bool) -> None:
+    from operators.io.dicom import check_dicom_folder
+    from operators.io.files import check_writable
+
+    if chosen is Format.dicom:
+        check_dicom_folder(target, overwrite=overwrite)
+    else:
+        check_writable(target, overwrite=overwrite)
+    if preview:
+        check_writable(preview_path(target), overwrite=overwrite)
+
+
+def _write(
+    result: "Reconstruction",
+    target: Path,
+    chosen: Format,
+    *,
+    patient: dict[str, str] | None,
+    wide_range: bool,
+    overwrite: bool,
+) -> None:
+    print_decisions(result.decisions)
+    hu = result.hu
+    if chosen is Format.nifti:
+        from operators.io.nifti import write_nifti
+
+        description = f"ctrecon {result.method} HU"
+        write_nifti(
+            target, hu, result.grid, part="real", geometry_known=True, description=description, overwrite=overwrite
+        )
+    elif chosen is Format.dicom:
+        from ctrecon.io.dicom import write_dicom
+
+        _, n_clipped = write_dicom(
+            target,
+            hu,
+            result.grid,
+            method=result.method,
+            description=f"Reconstructed from a sinogram by ctrecon, method {result.method}",
+            mu_water_per_mm=result.mu_water_per_mm,
+            patient=patient,
+            wide_range=wide_range,
+            overwrite=overwrite,
+        )
+        if n_clipped:
+            advice = "" if wide_range else "; --wide-range keeps values up to 15356"
+            log.print(f"  {n_clipped} voxels lie outside the range of the DICOM values and were clipped{advice}.")
+    else:
+        import numpy as np
+
+        from operators.io.files import replacing
+
+        with replacing(target, overwrite=overwrite) as temporary, temporary.open("wb") as stream:
+            np.save(stream, hu.numpy())
+    spacing = " × ".join(f"{size:.3g}" for size in result.grid.spacing_mm[::-1])
+    log.print(
+        f"Wrote {target}: {' × '.join(map(str, hu.shape))} voxels of {spacing} mm in HU, method {result.method}, "
+        f"whitened data residual {float(result.residual.mean()):.2f} (1 = image and noise explain the data).",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _write_preview(result: "Reconstruction", path: Path, window: str, *, overwrite: bool) -> None:
+    from ctrecon.windows import chosen_window
+    from operators.io.picture import write_preview
+
+    seen = chosen_window(window)
+    write_preview(path, result.hu, grid=result.grid, window=seen.limits_hu, caption=seen.caption, overwrite=overwrite)
