@@ -7,6 +7,9 @@ from .metal import reconstruct_without_metal as reconstruct_without_metal
 from .metal import reduce_metal as reduce_metal
 from .metal import segment_metal as segment_metal
 from .phantom import body_phantom as body_phantom
+from .presets import PRESETS as PRESETS
+from .presets import Preset as Preset
+from .presets import preset as preset
 from .reconstruction import METHODS as METHODS
 from .reconstruction import Reconstruction as Reconstruction
 from .reconstruction import operator_for as operator_for

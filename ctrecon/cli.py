@@ -10,6 +10,7 @@ import typer
 
 from operators.command_line import (
     Format,
+    accepting,
     command_line,
     for_each,
     format_told_by,
@@ -28,6 +29,8 @@ from operators.command_line import (
 if TYPE_CHECKING:
     from ctrecon.io.options import ReadOptions
     from ctrecon.reconstruction import Reconstruction
+    from ctrecon.sinogram import Sinogram
+    from ctrecon.windows import Window
 
 app = command_line("ctrecon", "Sparse-view and metal-corrupted CT sinograms in, Hounsfield units out.")
 
@@ -49,6 +52,13 @@ class Quantity(StrEnum):
     line_integrals = "line-integrals"
 
 
+class AngleUnit(StrEnum):
+    """Units of angles."""
+
+    degrees = "degrees"
+    radians = "radians"
+
+
 class MetalMethod(StrEnum):
     """How the metal trace is filled."""
 
@@ -65,18 +75,11 @@ class Metal(StrEnum):
     dental = "dental"
 
 
-Variable = Annotated[str | None, typer.Option(help="Name of the array to read, where a file holds several.")]
-Geometry = Annotated[Path | None, typer.Option(help="JSON file with the geometry, for files without one.")]
-Preset = Annotated[str | None, typer.Option(help="Name of a known geometry, for files without one.")]
-QuantityOption = Annotated[Quantity | None, typer.Option(help="Whether the file holds counts or line integrals.")]
-Matrix = Annotated[str | None, typer.Option("--image-shape", help="Image size y,x, such as 512,512.")]
-Pixel = Annotated[float | None, typer.Option("--pixel-mm", min=1e-3, max=100.0, help="Pixel size in mm.")]
-MuWater = Annotated[float | None, typer.Option("--mu-water", help="Attenuation of water for this scan, in 1/mm.")]
 FileFormat = Annotated[Format | None, typer.Option("--format", help="By default told by the output's name.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="A file; a directory for DICOM or several files.")]
 Preview = Annotated[bool, typer.Option("--preview", help="Also write a PNG beside the output.")]
 WindowOption = Annotated[
-    str, typer.Option("--window", help="Of the preview: soft tissue, lung, bone, brain, or low,high in HU.")
+    str | None, typer.Option("--window", help="Of the preview: soft tissue, lung, bone, brain, or low,high in HU.")
 ]
 WideRange = Annotated[bool, typer.Option("--wide-range", help="DICOM in steps of 4 HU up to 15356, for metal.")]
 Identifiers = Annotated[bool, typer.Option("--identifiers", help="Carry the person's identifiers to DICOM.")]
@@ -90,24 +93,62 @@ FilterOption = Annotated[Filter, typer.Option("--filter", help="Filter of filter
 Device = Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")]
 
 
+def _read_options(
+    variable: Annotated[str | None, typer.Option(help="Name of the array to read, where a file holds several.")] = None,
+    geometry: Annotated[Path | None, typer.Option(help="JSON file with the geometry, for files without one.")] = None,
+    preset: Annotated[str | None, typer.Option(help="Name of a known geometry, for files without one.")] = None,
+    quantity: Annotated[Quantity | None, typer.Option(help="Whether the numbers are counts or line integrals.")] = None,
+    incident_counts: Annotated[
+        float | None, typer.Option(min=1e-12, help="Counts without an object, for files without a flat field.")
+    ] = None,
+    angle_unit: Annotated[AngleUnit | None, typer.Option(help="Unit of angles that the file leaves open.")] = None,
+    detector_offset_mm: Annotated[
+        float | None, typer.Option(help="Coordinate of the detector's centre, in mm: the centre of rotation.")
+    ] = None,
+    reverse_detector: Annotated[
+        bool | None, typer.Option("--reverse-detector/--keep-detector", help="Whether the bins run the other way.")
+    ] = None,
+    detector_row: Annotated[int | None, typer.Option(min=1, help="Row of a detector with several, from 1.")] = None,
+    pixel_mm: Annotated[float | None, typer.Option(min=1e-3, max=100.0, help="Pixel size in mm.")] = None,
+    image_shape: Annotated[str | None, typer.Option(help="Image size y,x, such as 512,512.")] = None,
+    mu_water: Annotated[float | None, typer.Option(help="Attenuation of water for this scan, in 1/mm.")] = None,
+    mask_metal: Annotated[bool, typer.Option("--mask-metal", help="Leave out rays that the file marks as metal.")] = (
+        False
+    ),
+) -> "ReadOptions":
+    from ctrecon.io.options import ReadOptions
+
+    shape = whole_numbers(image_shape, "--image-shape", 2) if image_shape else None
+    return ReadOptions(
+        variable=variable,
+        geometry=geometry,
+        preset=preset,
+        quantity=None if quantity is None else quantity.value,
+        incident_counts=incident_counts,
+        angle_unit=None if angle_unit is None else angle_unit.value,
+        detector_offset_mm=detector_offset_mm,
+        reverse_detector=reverse_detector,
+        detector_row=detector_row,
+        pixel_mm=pixel_mm,
+        image_shape=None if shape is None else (shape[0], shape[1]),
+        mu_water_per_mm=mu_water,
+        mask_metal=mask_metal,
+    )
+
+
 @app.command()
+@accepting(_read_options)
 def inspect(
     file: Path,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    variable: Variable = None,
-    geometry: Geometry = None,
-    preset: Preset = None,
-    quantity: QuantityOption = None,
-    matrix: Matrix = None,
-    pixel_mm: Pixel = None,
-    mu_water: MuWater = None,
+    *,
+    options: "ReadOptions",
 ) -> None:
     """Print what a sinogram file holds: views, geometry, coverage, noise, decisions and warnings."""
     from ctrecon.inspection import describe
     from ctrecon.io import read, sniff
 
-    options = _read_options(variable, geometry, preset, quantity, matrix, pixel_mm, mu_water)
-    description = {"format": sniff(file), **describe(read(file, options))}
+    description = {"format": sniff(file, options), **describe(read(file, options))}
     if as_json:
         print(json.dumps(description, indent=2))
         return
@@ -115,6 +156,7 @@ def inspect(
 
 
 @app.command()
+@accepting(_read_options)
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     output: Output,
@@ -128,18 +170,13 @@ def reconstruct(
     device: Device = "cpu",
     file_format: FileFormat = None,
     preview: Preview = False,
-    window: WindowOption = "soft tissue",
+    window: WindowOption = None,
     wide_range: WideRange = False,
     identifiers: Identifiers = False,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
-    variable: Variable = None,
-    geometry: Geometry = None,
-    preset: Preset = None,
-    quantity: QuantityOption = None,
-    matrix: Matrix = None,
-    pixel_mm: Pixel = None,
-    mu_water: MuWater = None,
+    *,
+    options: "ReadOptions",
 ) -> None:
     """Reconstruct sinograms to Hounsfield units, as NIfTI, DICOM or npy.
 
@@ -148,7 +185,6 @@ def reconstruct(
     from ctrecon.io import read
     from ctrecon.reconstruction import reconstruct as compute
 
-    options = _read_options(variable, geometry, preset, quantity, matrix, pixel_mm, mu_water)
     chosen = file_format or format_told_by(output, several=len(files) > 1)
 
     def work(file: Path, target: Path) -> None:
@@ -168,12 +204,13 @@ def reconstruct(
         patient = dict(sinogram.patient) if identifiers else None
         _write(result, target, chosen, patient=patient, wide_range=wide_range, overwrite=overwrite)
         if preview:
-            _write_preview(result, preview_path(target), window, overwrite=overwrite)
+            _write_preview(result, preview_path(target), _window(window, sinogram), overwrite=overwrite)
 
     for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)
 
 
 @app.command()
+@accepting(_read_options)
 def mar(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     output: Output,
@@ -185,25 +222,19 @@ def mar(
     filter_name: FilterOption = Filter.ramp,
     file_format: FileFormat = None,
     preview: Preview = False,
-    window: WindowOption = "soft tissue",
+    window: WindowOption = None,
     wide_range: WideRange = False,
     identifiers: Identifiers = False,
     overwrite: Overwrite = False,
     skip_existing: SkipExisting = False,
-    variable: Variable = None,
-    geometry: Geometry = None,
-    preset: Preset = None,
-    quantity: QuantityOption = None,
-    matrix: Matrix = None,
-    pixel_mm: Pixel = None,
-    mu_water: MuWater = None,
+    *,
+    options: "ReadOptions",
 ) -> None:
     """Reduce metal artefacts: fill the metal's trace in the sinogram, reconstruct, and put the metal back."""
     from ctrecon.io import read
     from ctrecon.metal import reconstruct_without_metal
     from operators.io.nifti import read_nifti_image
 
-    options = _read_options(variable, geometry, preset, quantity, matrix, pixel_mm, mu_water)
     chosen = file_format or format_told_by(output, several=len(files) > 1)
     metal_mask = None if mask is None else read_nifti_image(mask)[0]
 
@@ -220,7 +251,7 @@ def mar(
         patient = dict(sinogram.patient) if identifiers else None
         _write(result, target, chosen, patient=patient, wide_range=wide_range, overwrite=overwrite)
         if preview:
-            _write_preview(result, preview_path(target), window, overwrite=overwrite)
+            _write_preview(result, preview_path(target), _window(window, sinogram), overwrite=overwrite)
 
     for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)
 
@@ -299,29 +330,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(app, arguments)
 
 
-def _read_options(
-    variable: str | None,
-    geometry: Path | None,
-    preset: str | None,
-    quantity: Quantity | None,
-    matrix: str | None,
-    pixel_mm: float | None,
-    mu_water: float | None,
-) -> "ReadOptions":
-    from ctrecon.io.options import ReadOptions
-
-    shape = whole_numbers(matrix, "--image-shape", 2) if matrix else None
-    return ReadOptions(
-        variable=variable,
-        geometry=geometry,
-        preset=preset,
-        quantity=None if quantity is None else quantity.value,
-        image_shape=None if shape is None else (shape[0], shape[1]),
-        pixel_mm=pixel_mm,
-        mu_water_per_mm=mu_water,
-    )
-
-
 def _check_outputs(target: Path, chosen: Format, *, preview: bool, overwrite: bool) -> None:
     from operators.io.dicom import check_dicom_folder
     from operators.io.files import check_writable
@@ -385,9 +393,23 @@ def _write(
     )
 
 
-def _write_preview(result: "Reconstruction", path: Path, window: str, *, overwrite: bool) -> None:
+def _window(choice: str | None, sinogram: "Sinogram") -> "Window | None":
+    """What the person chose; by default soft tissue where Hounsfield units mean something, else all grey values."""
     from ctrecon.windows import chosen_window
+
+    if choice is None and not sinogram.mu_water_known:
+        return None
+    return chosen_window(choice or "soft tissue")
+
+
+def _write_preview(result: "Reconstruction", path: Path, window: "Window | None", *, overwrite: bool) -> None:
     from operators.io.picture import write_preview
 
-    seen = chosen_window(window)
-    write_preview(path, result.hu, grid=result.grid, window=seen.limits_hu, caption=seen.caption, overwrite=overwrite)
+    write_preview(
+        path,
+        result.hu,
+        grid=result.grid,
+        window=None if window is None else window.limits_hu,
+        caption="" if window is None else window.caption,
+        overwrite=overwrite,
+    )

@@ -15,7 +15,7 @@ def noise_std(sinogram: Sinogram, weights: torch.Tensor | None = None) -> tuple[
 
     Second differences along the detector cancel what varies smoothly; their median absolute deviation, over
     √(1 + 4 + 1), is robust against the edges of the object. The noise grows with the attenuation, so that this is done
-    in groups of similar line integrals, and the mean square over the groups is taken. What the scan gives weight 0 is left out.
+    in groups of similar line integrals, and the mean square over the groups is taken. Rays of weight 0 are left out.
 
     Parameters
     ----------

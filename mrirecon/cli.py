@@ -10,6 +10,7 @@ import typer
 
 from operators.command_line import (
     Format,
+    accepting,
     command_line,
     for_each,
     format_told_by,
@@ -73,31 +74,47 @@ class PartialFourier(StrEnum):
     none = "none"
 
 
-Variable = Annotated[str | None, typer.Option(help="Name of the array or group to read, where a file holds several.")]
-Axes = Annotated[str | None, typer.Option(help="Meaning of an array's axes in file order, such as kx,ky,slice.")]
-Sign = Annotated[FourierSign | None, typer.Option(help="Whether the image is the inverse or the forward transform.")]
-Voxel = Annotated[str | None, typer.Option(help="Voxel size dx,dy,dz in mm, for files without one.")]
-KeepOversampling = Annotated[bool, typer.Option("--keep-oversampling", help="Do not crop the readout.")]
-SplitAverages = Annotated[bool, typer.Option("--split-averages", help="Keep averages apart as repetitions.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 
 
+def _read_options(
+    variable: Annotated[
+        str | None, typer.Option(help="Name of the array or group to read, where a file holds several.")
+    ] = None,
+    axes: Annotated[str | None, typer.Option(help="Meaning of an array's axes in file order: kx,ky,slice.")] = None,
+    fourier_sign: Annotated[
+        FourierSign | None, typer.Option(help="Whether the image is the inverse or the forward transform.")
+    ] = None,
+    voxel_mm: Annotated[str | None, typer.Option(help="Voxel size dx,dy,dz in mm, for files without one.")] = None,
+    keep_oversampling: Annotated[bool, typer.Option("--keep-oversampling", help="Do not crop the readout.")] = False,
+    split_averages: Annotated[
+        bool, typer.Option("--split-averages", help="Keep averages apart as repetitions.")
+    ] = False,
+) -> "ReadOptions":
+    from mrirecon.io.options import ReadOptions
+
+    return ReadOptions(
+        variable=variable,
+        axes=tuple(name.strip() for name in axes.split(",")) if axes else None,
+        fourier_sign=None if fourier_sign is None else fourier_sign.value,
+        voxel_mm=_voxel(voxel_mm) if voxel_mm else None,
+        remove_oversampling=not keep_oversampling,
+        average=not split_averages,
+    )
+
+
 @app.command()
+@accepting(_read_options)
 def inspect(
     file: Path,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    variable: Variable = None,
-    axes: Axes = None,
-    fourier_sign: Sign = None,
-    voxel_mm: Voxel = None,
-    keep_oversampling: KeepOversampling = False,
-    split_averages: SplitAverages = False,
+    *,
+    options: "ReadOptions",
 ) -> None:
     """Print what a raw file holds: encoding, lines, coils, noise, geometry, decisions and warnings."""
     from mrirecon.inspection import describe
     from mrirecon.io import read, sniff
 
-    options = _read_options(variable, axes, fourier_sign, voxel_mm, keep_oversampling, split_averages)
     description = {"format": sniff(file), **describe(read(file, options))}
     if as_json:
         print(json.dumps(description, indent=2))
@@ -106,6 +123,7 @@ def inspect(
 
 
 @app.command()
+@accepting(_read_options)
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     output: Annotated[Path, typer.Option("--output", "-o", help="A file; a directory for DICOM or several files.")],
@@ -134,12 +152,8 @@ def reconstruct(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
     ] = False,
-    variable: Variable = None,
-    axes: Axes = None,
-    fourier_sign: Sign = None,
-    voxel_mm: Voxel = None,
-    keep_oversampling: KeepOversampling = False,
-    split_averages: SplitAverages = False,
+    *,
+    options: "ReadOptions",
 ) -> None:
     """Reconstruct raw files to NIfTI, DICOM or npy.
 
@@ -149,7 +163,6 @@ def reconstruct(
     from mrirecon.reconstruction import reconstruct as compute
     from operators.io.files import check_writable
 
-    options = _read_options(variable, axes, fourier_sign, voxel_mm, keep_oversampling, split_averages)
     chosen = file_format or format_told_by(output, several=len(files) > 1)
 
     def work(file: Path, target: Path) -> None:
@@ -246,26 +259,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Words after the program's name; by default those of the process.
     """
     run(app, arguments)
-
-
-def _read_options(
-    variable: str | None,
-    axes: str | None,
-    fourier_sign: FourierSign | None,
-    voxel_mm: str | None,
-    keep_oversampling: bool,
-    split_averages: bool,
-) -> "ReadOptions":
-    from mrirecon.io.options import ReadOptions
-
-    return ReadOptions(
-        variable=variable,
-        axes=tuple(name.strip() for name in axes.split(",")) if axes else None,
-        fourier_sign=None if fourier_sign is None else fourier_sign.value,
-        voxel_mm=_voxel(voxel_mm) if voxel_mm else None,
-        remove_oversampling=not keep_oversampling,
-        average=not split_averages,
-    )
 
 
 def _voxel(text: str) -> tuple[float, float, float]:

@@ -1,3 +1,7 @@
+from .back_projection import Coverage as Coverage
+from .back_projection import FilteredBackProjection as FilteredBackProjection
+from .back_projection import coverage as coverage
+from .back_projection import filtered_back_projection as filtered_back_projection
 from .beam_geometry import FanBeam as FanBeam
 from .beam_geometry import ParallelBeam as ParallelBeam
 from .decision import Decision as Decision
@@ -30,6 +34,11 @@ from .linear_operator import Scaled as Scaled
 from .linear_operator import Stack as Stack
 from .linear_operator import Sum as Sum
 from .linear_operator import stack as stack
+from .metal import MetalTrace as MetalTrace
+from .metal import interpolate_trace as interpolate_trace
+from .metal import masked as masked
+from .metal import metal_trace as metal_trace
+from .projection import Projection as Projection
 from .proximal import complex_soft_threshold as complex_soft_threshold
 from .proximal import group_soft_threshold as group_soft_threshold
 from .proximal import project_box as project_box
@@ -42,11 +51,15 @@ from .sensitivity import CartesianSense as CartesianSense
 from .sensitivity import Sensitivity as Sensitivity
 from .solvers import Solution as Solution
 from .solvers import cg as cg
+from .solvers import cgls as cgls
 from .solvers import fista as fista
 from .solvers import fixed_point as fixed_point
+from .solvers import os_sart as os_sart
 from .solvers import pdhg as pdhg
 from .solvers import power_iteration as power_iteration
+from .solvers import sirt as sirt
 from .space import Space as Space
 from .space import inner as inner
+from .total_variation import TotalVariationProx as TotalVariationProx
 from .voxel_grid import VoxelGrid as VoxelGrid
 from .wavelet import Wavelet as Wavelet

@@ -11,6 +11,7 @@ from operators.beam_geometry import BeamGeometry, ParallelBeam
 
 _SAME_ANGLE_RAD = 1e-6  # far below what a gantry holds, above what single precision in a file loses
 _MIN_USE = 0.8  # of the symmetric copies; those that no ray needs are computed all the same
+_COPYING = 3  # a pixel of a symmetric copy costs as much as so many entries of the matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,12 @@ class RayOrbits:
 
 
 def ray_orbits(geometry: BeamGeometry, shape: tuple[int, int], *, mirrors: bool = True) -> RayOrbits:
-    """Find the grid symmetries by which the fewest stored views generate a whole scan.
+    """Find the grid symmetries by which few stored views generate a whole scan at the least cost.
 
     A full circle with a number of views divisible by four has four on a square grid, whatever its first angle and its
     detector offset, and eight where the detector is centred and the first angle is 0 or half a step. Parallel views
-    with a centred detector have eight over half a circle already. Single views that a symmetry lacks do no harm.
+    with a centred detector have eight over half a circle already. Single views that a symmetry lacks do no harm. Of a
+    scan with few views, fewer symmetries are used, since the symmetric copies of the image cost time as well.
 
     Parameters
     ----------
@@ -119,7 +121,7 @@ def ray_orbits(geometry: BeamGeometry, shape: tuple[int, int], *, mirrors: bool 
         With the identity alone where the scan has no symmetry. Angles within 1e-6 rad count as equal.
     """
     useful = [orbits for group in _groups(shape, mirrors) if (orbits := _orbits(geometry, group)).use >= _MIN_USE]
-    return min(useful, key=lambda orbits: (orbits.n_stored_rays, len(orbits.symmetries)))
+    return min(useful, key=lambda orbits: orbits.n_stored_rays + _COPYING * len(orbits.symmetries) * min(shape))
 
 
 def _groups(shape: tuple[int, int], mirrors: bool) -> Iterator[tuple[GridSymmetry, ...]]:

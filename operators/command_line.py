@@ -1,5 +1,7 @@
 """What the command lines of all modalities share: manners, messages, outputs. Nothing heavy is imported here."""
 
+import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +65,35 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
             raise
         print_error("Error", str(error) or "The machine has too little memory for this scan.")
         sys.exit(2)
+
+
+def accepting(build: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of another function, whose result it gets as ``options``.
+
+    Parameters
+    ----------
+    build
+        Takes the options, annotated for typer, and returns what the command needs.
+
+    Returns
+    -------
+    Callable
+        A decorator for commands with a parameter ``options``, to be put below ``app.command()``.
+    """
+    shared = inspect.signature(build).parameters
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def merged(**words: Any) -> None:
+            command(**{name: words.pop(name) for name in own}, options=build(**words))
+
+        own = {name: p for name, p in inspect.signature(command).parameters.items() if name != "options"}
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own.values(), *shared.values())]
+        merged.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        merged.__annotations__ = {p.name: p.annotation for p in parameters}
+        return merged
+
+    return decorate
 
 
 def print_error(what: str, sentence: str) -> None:

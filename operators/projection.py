@@ -23,6 +23,7 @@ Backend = Literal["auto", "matrix", "astra", "cuda"]
 
 _MAX_ENTRIES = 2**31 - 1
 _MAX_COLUMNS = 32  # more columns at once leave the processor's cache
+_MAX_BYTES = 24 * 2**20  # larger buffers go back to the system after every use, and cost page faults at the next
 _MAX_CSR_COLUMNS = 8  # up to here the sparse product is faster, beyond it the sum of embeddings
 _DTYPES: dict[torch.dtype, np.dtype[Any]] = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64)}
 
@@ -226,7 +227,9 @@ class Projection(LinearOperator):
 
     def _parts(self, n_images: int) -> list[slice]:
         """Images that are treated together: every one of them makes a column per symmetry."""
-        step = max(1, _MAX_COLUMNS // self._pixel_sources.shape[1])
+        n_rows, n_symmetries = self._pixel_sources.shape
+        n_columns = min(_MAX_COLUMNS, _MAX_BYTES // (n_rows * self._values.element_size()))
+        step = max(1, n_columns // n_symmetries)
         return [slice(start, min(start + step, n_images)) for start in range(0, n_images, step)]
 
     def _by_astra(self, apply: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
