@@ -184,8 +184,10 @@ def reconstruct(
     """
     from ctrecon.io import read
     from ctrecon.reconstruction import reconstruct as compute
+    from ctrecon.windows import chosen_window
 
     chosen = file_format or format_told_by(output, several=len(files) > 1)
+    seen = None if window is None else chosen_window(window)
 
     def work(file: Path, target: Path) -> None:
         _check_outputs(target, chosen, preview=preview, overwrite=overwrite)
@@ -204,7 +206,7 @@ def reconstruct(
         patient = dict(sinogram.patient) if identifiers else None
         _write(result, target, chosen, patient=patient, wide_range=wide_range, overwrite=overwrite)
         if preview:
-            _write_preview(result, preview_path(target), _window(window, sinogram), overwrite=overwrite)
+            _write_preview(result, preview_path(target), seen or _usual_window(sinogram), overwrite=overwrite)
 
     for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)
 
@@ -233,9 +235,11 @@ def mar(
     """Reduce metal artefacts: fill the metal's trace in the sinogram, reconstruct, and put the metal back."""
     from ctrecon.io import read
     from ctrecon.metal import reconstruct_without_metal
+    from ctrecon.windows import chosen_window
     from operators.io.nifti import read_nifti_image
 
     chosen = file_format or format_told_by(output, several=len(files) > 1)
+    seen = None if window is None else chosen_window(window)
     metal_mask = None if mask is None else read_nifti_image(mask)[0]
 
     def work(file: Path, target: Path) -> None:
@@ -251,7 +255,7 @@ def mar(
         patient = dict(sinogram.patient) if identifiers else None
         _write(result, target, chosen, patient=patient, wide_range=wide_range, overwrite=overwrite)
         if preview:
-            _write_preview(result, preview_path(target), _window(window, sinogram), overwrite=overwrite)
+            _write_preview(result, preview_path(target), seen or _usual_window(sinogram), overwrite=overwrite)
 
     for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)
 
@@ -393,13 +397,11 @@ def _write(
     )
 
 
-def _window(choice: str | None, sinogram: "Sinogram") -> "Window | None":
-    """What the person chose; by default soft tissue where Hounsfield units mean something, else all grey values."""
+def _usual_window(sinogram: "Sinogram") -> "Window | None":
+    """Soft tissue where Hounsfield units mean something, else all grey values."""
     from ctrecon.windows import chosen_window
 
-    if choice is None and not sinogram.mu_water_known:
-        return None
-    return chosen_window(choice or "soft tissue")
+    return chosen_window("soft tissue") if sinogram.mu_water_known else None
 
 
 def _write_preview(result: "Reconstruction", path: Path, window: "Window | None", *, overwrite: bool) -> None:

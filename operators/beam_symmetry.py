@@ -152,8 +152,8 @@ def _orbits(geometry: BeamGeometry, group: tuple[GridSymmetry, ...]) -> RayOrbit
                 views[view, k] = -1
             made.add(image)
         covered.update(images)
-    needed = (views[stored] >= 0).any(axis=0)
-    symmetries = tuple(symmetry for symmetry, is_needed in zip(group, needed, strict=True) if is_needed)
+    needed = np.flatnonzero((views[stored] >= 0).any(axis=0))
+    symmetries = tuple(group[k] for k in needed)
     return RayOrbits(
         symmetries, views[stored][:, needed], backwards[stored][:, needed], geometry.n_views, geometry.n_detectors
     )
