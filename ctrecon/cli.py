@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from operators.command_line import (
+    AsJson,
+    Device,
+    FileFormat,
     Format,
+    Identifiers,
+    Iterations,
+    Output,
+    Overwrite,
+    Preview,
+    SkipExisting,
+    Strength,
     accepting,
     command_line,
     for_each,
@@ -75,22 +85,11 @@ class Metal(StrEnum):
     dental = "dental"
 
 
-FileFormat = Annotated[Format | None, typer.Option("--format", help="By default told by the output's name.")]
-Output = Annotated[Path, typer.Option("--output", "-o", help="A file; a directory for DICOM or several files.")]
-Preview = Annotated[bool, typer.Option("--preview", help="Also write a PNG beside the output.")]
 WindowOption = Annotated[
     str | None, typer.Option("--window", help="Of the preview: soft tissue, lung, bone, brain, or low,high in HU.")
 ]
 WideRange = Annotated[bool, typer.Option("--wide-range", help="DICOM in steps of 4 HU up to 15356, for metal.")]
-Identifiers = Annotated[bool, typer.Option("--identifiers", help="Carry the person's identifiers to DICOM.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")]
-Strength = Annotated[
-    float | None, typer.Option("--lambda", min=0.0, help="Strength relative to the noise level; 0 for none.")
-]
-Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Number of iterations.")]
 FilterOption = Annotated[Filter, typer.Option("--filter", help="Filter of filtered back-projection.")]
-Device = Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")]
 
 
 def _read_options(
@@ -140,7 +139,7 @@ def _read_options(
 @accepting(_read_options)
 def inspect(
     file: Path,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     *,
     options: "ReadOptions",
 ) -> None:

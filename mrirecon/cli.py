@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from operators.command_line import (
+    AsJson,
+    Device,
+    FileFormat,
     Format,
+    Identifiers,
+    Iterations,
+    Output,
+    Overwrite,
+    Preview,
+    SkipExisting,
+    Strength,
     accepting,
     command_line,
     for_each,
@@ -74,9 +84,6 @@ class PartialFourier(StrEnum):
     none = "none"
 
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
-
-
 def _read_options(
     variable: Annotated[
         str | None, typer.Option(help="Name of the array or group to read, where a file holds several.")
@@ -107,7 +114,7 @@ def _read_options(
 @accepting(_read_options)
 def inspect(
     file: Path,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
     *,
     options: "ReadOptions",
 ) -> None:
@@ -126,12 +133,10 @@ def inspect(
 @accepting(_read_options)
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A file; a directory for DICOM or several files.")],
+    output: Output,
     method: Annotated[str, typer.Option(help="adjoint, cg-sense, tv or wavelet.")] = "tv",
-    regularisation: Annotated[
-        float | None, typer.Option("--lambda", min=0.0, help="Strength relative to the noise level; 0 for none.")
-    ] = None,
-    n_iterations: Annotated[int | None, typer.Option("--iterations", min=1, help="Number of iterations.")] = None,
+    regularisation: Strength = None,
+    n_iterations: Iterations = None,
     coil_maps: Annotated[CoilMaps, typer.Option(help="How coil sensitivities are estimated.")] = CoilMaps.espirit,
     n_virtual_coils: Annotated[
         int | None, typer.Option("--virtual-coils", min=1, help="Compress the coils to so many.")
@@ -139,19 +144,13 @@ def reconstruct(
     partial_fourier: Annotated[PartialFourier, typer.Option(help="Filling of a missing side of k-space.")] = (
         PartialFourier.auto
     ),
-    device: Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")] = "cpu",
-    file_format: Annotated[
-        Format | None, typer.Option("--format", help="By default told by the output's name.")
-    ] = None,
+    device: Device = "cpu",
+    file_format: FileFormat = None,
     part: Annotated[Part, typer.Option(help="What of the complex image NIfTI gets.")] = Part.magnitude,
-    preview: Annotated[bool, typer.Option("--preview", help="Also write a PNG beside the output.")] = False,
-    identifiers: Annotated[
-        bool, typer.Option("--identifiers", help="Carry the person's identifiers to DICOM.")
-    ] = False,
+    preview: Preview = False,
+    identifiers: Identifiers = False,
     overwrite: Overwrite = False,
-    skip_existing: Annotated[
-        bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")
-    ] = False,
+    skip_existing: SkipExisting = False,
     *,
     options: "ReadOptions",
 ) -> None:

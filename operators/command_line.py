@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +29,19 @@ class Format(StrEnum):
     dicom = "dicom"
     npy = "npy"
 
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="A file; a directory for DICOM or several files.")]
+FileFormat = Annotated[Format | None, typer.Option("--format", help="By default told by the output's name.")]
+Strength = Annotated[
+    float | None, typer.Option("--lambda", min=0.0, help="Strength relative to the noise level; 0 for none.")
+]
+Iterations = Annotated[int | None, typer.Option("--iterations", min=1, help="Number of iterations.")]
+Device = Annotated[str, typer.Option(help="A torch device, such as cpu or cuda.")]
+Preview = Annotated[bool, typer.Option("--preview", help="Also write a PNG beside the output.")]
+Identifiers = Annotated[bool, typer.Option("--identifiers", help="Carry the person's identifiers to DICOM.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _SUFFIX = {Format.nifti: ".nii.gz", Format.dicom: "", Format.npy: ".npy"}
 

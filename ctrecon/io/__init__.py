@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ctrecon.io.options import ReadOptions as ReadOptions
 from operators.errors import InputError
+from operators.io.signature import container_of, head_in_words, head_of
 
 if TYPE_CHECKING:
     from ctrecon.sinogram import Sinogram
@@ -33,8 +34,6 @@ _HONOURED: dict[str, set[str]] = {
     "HTC2022": {"variable", "quantity", "incident_counts", "reverse_detector"},
     "DICOM-CT-PD": {"detector_row", "reverse_detector"},
 }
-_HEAD_BYTES = 16384
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def read(path: Path | str, options: ReadOptions = _DEFAULTS) -> "Sinogram":
@@ -90,18 +89,14 @@ def sniff(path: Path | str, options: ReadOptions = _DEFAULTS) -> str:
         If there is no such file, it cannot be read, or its format is unknown.
     """
     path = Path(path)
-    head = _head(path)
-    if head is None:
+    if path.is_dir():
         return _sniff_folder(path)
-    # HDF5 may begin after a block of other content; MATLAB 7.3 writes 512 bytes of text first.
-    if any(head.startswith(_HDF5_SIGNATURE, start) for start in (0, 512, 1024, 2048, 4096, 8192)):
+    head = head_of(path)
+    container = container_of(head)
+    if container == "HDF5":
         return _sniff_hdf5(path)
-    if head.startswith(b"MATLAB 5.0 MAT-file"):
-        return _sniff_matlab5(path)
-    if head.startswith(b"\x93NUMPY"):
-        return "numpy"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "numpy archive"
+    if container is not None:
+        return _sniff_matlab5(path) if container == "MATLAB 5" else container
     if head[128:132] == b"DICM":
         raise InputError(f"{path} is a DICOM file; the projections of a scan are a folder of them: give the folder.")
     if head.lstrip()[:1] in (b"{", b"["):
@@ -111,7 +106,7 @@ def sniff(path: Path | str, options: ReadOptions = _DEFAULTS) -> str:
     if options.geometry is not None or options.preset is not None or find_sidecar(path) is not None:
         return "raw float32"
     raise InputError(
-        f"{path} begins with {_in_words(head)}, which is no format of sinograms that is read: HDF5 (own, DXchange, "
+        f"{path} begins with {head_in_words(head)}, which is no format of sinograms that is read: HDF5 (own, DXchange, "
         f"SynDeepLesion), HTC2022 and MATLAB 5, numpy and folders of DICOM-CT-PD are. Raw float32 numbers need "
         f"--preset, --geometry or a JSON file beside them."
     )
@@ -123,26 +118,6 @@ def _check_options(found: str, path: Path | str, options: ReadOptions) -> None:
     for field in fields(options):
         if field.name not in honoured and getattr(options, field.name) != field.default:
             raise InputError(f"{path} is {found}, to which the option {field.name} does not apply; leave it out.")
-
-
-def _head(path: Path) -> bytes | None:
-    """The first bytes of a file, or ``None`` for a folder."""
-    try:
-        if path.is_dir():
-            return None
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is a device or a pipe; give a file.")
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path.") from error
-    except PermissionError as error:
-        raise InputError(f"{path} may not be read by this user; change its permissions or copy it.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be opened ({error}); check the path.") from error
-    if not head:
-        raise InputError(f"{path} is empty; copy it again from where it was measured.")
-    return head
 
 
 def _sniff_folder(path: Path) -> str:
@@ -179,11 +154,3 @@ def _sniff_hdf5(path: Path) -> str:
             if fits(file):
                 return name
     return "HDF5 array"
-
-
-def _in_words(head: bytes) -> str:
-    """The first bytes as text where they are text, otherwise in hexadecimal."""
-    start = head[:12]
-    if all(32 <= byte < 127 for byte in start):
-        return repr(start.decode("ascii"))
-    return "the bytes " + start.hex(" ")

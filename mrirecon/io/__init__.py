@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from mrirecon.io.options import ReadOptions as ReadOptions
 from operators.errors import InputError
+from operators.io.signature import container_of, head_in_words, head_of
 
 if TYPE_CHECKING:
     from mrirecon.kspace import KSpace
@@ -22,8 +23,6 @@ _READERS = {
     "BART": ("mrirecon.io.bart", "read_bart"),
     "Siemens twix": ("mrirecon.io.twix", "read_twix"),
 }
-_HEAD_BYTES = 16384
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 def read(path: Path | str, options: ReadOptions = _DEFAULTS) -> "KSpace":
@@ -74,16 +73,10 @@ def sniff(path: Path | str) -> str:
         If there is no such file, it cannot be read, or its format is unknown.
     """
     path = Path(path)
-    head = _head(path)
-    # HDF5 may begin after a block of other content; MATLAB 7.3 writes 512 bytes of text first.
-    if any(head.startswith(_HDF5_SIGNATURE, start) for start in (0, 512, 1024, 2048, 4096, 8192)):
-        return _sniff_hdf5(path)
-    if head.startswith(b"MATLAB 5.0 MAT-file"):
-        return "MATLAB 5"
-    if head.startswith(b"\x93NUMPY"):
-        return "numpy"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "numpy archive"
+    head = head_of(path)
+    container = container_of(head)
+    if container is not None:
+        return _sniff_hdf5(path) if container == "HDF5" else container
     from mrirecon.io.bart import is_bart
     from mrirecon.io.twix import is_twix
 
@@ -92,28 +85,9 @@ def sniff(path: Path | str) -> str:
     if is_bart(path, head):
         return "BART"
     raise InputError(
-        f"{path} begins with {_in_words(head)}, which is no raw-data format that is read: ISMRMRD, fastMRI, M4Raw, "
+        f"{path} begins with {head_in_words(head)}, which is no raw-data format that is read: ISMRMRD, fastMRI, M4Raw, "
         f"Siemens twix, BART, MATLAB 5 and 7.3, numpy and HDF5 arrays are."
     )
-
-
-def _head(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a directory; give the raw-data file in it.")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is a device or a pipe; give a file.")
-        with path.open("rb") as stream:
-            head = stream.read(_HEAD_BYTES)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; check the path.") from error
-    except PermissionError as error:
-        raise InputError(f"{path} may not be read by this user; change its permissions or copy it.") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be opened ({error}); check the path.") from error
-    if not head:
-        raise InputError(f"{path} is empty; copy it again from the scanner.")
-    return head
 
 
 def _sniff_hdf5(path: Path) -> str:
@@ -131,11 +105,3 @@ def _sniff_hdf5(path: Path) -> str:
             if fits(file):
                 return name
     return "HDF5 array"
-
-
-def _in_words(head: bytes) -> str:
-    """The first bytes as text where they are text, otherwise in hexadecimal."""
-    start = head[:12]
-    if all(32 <= byte < 127 for byte in start):
-        return repr(start.decode("ascii"))
-    return "the bytes " + start.hex(" ")

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,29 +15,13 @@ import torch
 from ctrecon import cli, io
 from ctrecon.io.sinogram_file import write_sinogram
 from operators.io.nifti import write_nifti
-
-
-class Outcome:
-    """What a command printed and how it ended."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, " ".join(err.split())
-
-
-Run = Callable[..., Outcome]
+from tests.reference.command_line import Run, files_in, runner
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Run the command line in this process."""
-
-    def run(*words: object) -> Outcome:
-        with pytest.raises(SystemExit) as end:
-            cli.main([str(word) for word in words])
-        printed = capsys.readouterr()
-        return Outcome(int(end.value.code or 0), printed.out, printed.err)
-
-    return run
+    return runner(cli.main, capsys)
 
 
 @pytest.fixture
@@ -48,10 +31,6 @@ def scan(tmp_path: Path, run: Run) -> Path:
     words = ("simulate", "phantom", "-o", path, "--preset", "sparse-view-60", "--matrix", 48, "--photons", 1e5)
     assert run(*words).status == 0
     return path
-
-
-def files_in(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 def test_help_imports_nothing_heavy() -> None:
