@@ -76,6 +76,13 @@ class MetalMethod(StrEnum):
     nmar = "nmar"
 
 
+class NoiseModel(StrEnum):
+    """How noise is simulated."""
+
+    counts = "counts"
+    sparse_view = "sparse-view"
+
+
 class Metal(StrEnum):
     """Metal in the built-in phantom."""
 
@@ -269,6 +276,10 @@ def simulate(
     n_photons: Annotated[
         float | None, typer.Option("--photons", min=1.0, help="Photons per ray without an object; default: no noise.")
     ] = None,
+    electronic_noise: Annotated[float, typer.Option(min=0.0, help="Electronic noise, in photons.")] = 0.0,
+    noise: Annotated[NoiseModel, typer.Option(help="Photon counts, or the noise of the sparse-view protocol.")] = (
+        NoiseModel.counts
+    ),
     polyenergetic: Annotated[bool, typer.Option("--polyenergetic", help="A 120 kVp spectrum.")] = False,
     section: Annotated[str, typer.Option(help="Section of the built-in phantom.")] = "abdomen",
     metal: Annotated[Metal, typer.Option(help="Metal in the built-in phantom.")] = Metal.none,
@@ -288,6 +299,8 @@ def simulate(
         n_views=n_views,
         matrix=matrix,
         n_photons=n_photons,
+        electronic_noise_std=electronic_noise,
+        noise=noise.value,
         polyenergetic=polyenergetic,
         section=section,
         metal=None if metal is Metal.none else metal.value,

@@ -73,6 +73,8 @@ class Scenario:
         Size of the square image; ``None`` for that of the preset.
     n_photons
         Photons per ray without an object (the dose); ``None`` for no noise.
+    electronic_noise_std
+        Standard deviation of the electronic noise, in photons.
     noise
         ``"counts"`` or ``"sparse-view"``, see `simulate`.
     polyenergetic
@@ -92,6 +94,7 @@ class Scenario:
     n_views: int | None = None
     matrix: int | None = None
     n_photons: float | None = None
+    electronic_noise_std: float = 0.0
     noise: Literal["counts", "sparse-view"] = "counts"
     polyenergetic: bool = False
     section: str = "abdomen"
@@ -130,6 +133,7 @@ def simulate_scenario(scenario: Scenario) -> Simulation:
             chosen.geometry,
             n_photons=scenario.n_photons,
             n_scatter_photons=_SCATTER_SHARE * (scenario.n_photons or 0) if scenario.polyenergetic else 0.0,
+            electronic_noise_std=scenario.electronic_noise_std,
             noise=scenario.noise,
             polyenergetic=scenario.polyenergetic,
             metal_mask=scanned.metal_mask,
