@@ -4,6 +4,7 @@ from .back_projection import coverage as coverage
 from .back_projection import filtered_back_projection as filtered_back_projection
 from .beam_geometry import FanBeam as FanBeam
 from .beam_geometry import ParallelBeam as ParallelBeam
+from .beam_geometry import geometry_from_json as geometry_from_json
 from .decision import Decision as Decision
 from .elementary import Crop as Crop
 from .elementary import Diagonal as Diagonal

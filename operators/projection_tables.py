@@ -77,13 +77,13 @@ class ScanLayout:
         return self.orbits.rays()[self._ray_order()]
 
     def pixel_entries(self) -> Indices:
-        """Where each pixel stands in the flat `pixel_sources`, once for every symmetry, ``(symmetry, pixel)``."""
+        """Where each pixel stands in the flat `pixel_sources`, once for every symmetry, ``(pixel, symmetry)``."""
         columns = self.pixel_sources().T
-        return np.stack([inverse(column) * len(columns) + k for k, column in enumerate(columns)])
+        return np.stack([inverse(column) * len(columns) + k for k, column in enumerate(columns)], axis=-1)
 
     def ray_entries(self) -> Indices:
-        """Where each ray stands in the flat `ray_sources`, ``(1, ray)``."""
-        return inverse(self.ray_sources().ravel())[None, : self.geometry.n_views * self.geometry.n_detectors]
+        """Where each ray stands in the flat `ray_sources`, ``(ray, 1)``."""
+        return inverse(self.ray_sources().ravel())[: self.geometry.n_views * self.geometry.n_detectors, None]
 
     def build(self, dtype: np.dtype[Any], cache_folder: Path | None) -> tuple[SparseRows, SparseRows]:
         """Build the stored matrix and its transpose, or read them from the cache.
