@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from harness import Row, arguments, measure, report
+from harness import Row, arguments, declare_torchvision_operators, measure, report
 
 from operators import Fourier, LinearOperator, Mask, Sensitivity
 
@@ -48,7 +48,7 @@ def naive(csm: torch.Tensor, mask: torch.Tensor) -> Candidate:
 
 def mrpro(csm: torch.Tensor, mask: torch.Tensor) -> Candidate:
     """Build MRpro's FastFourierOp @ SensitivityOp, masked by multiplication (cheaper than its sampling operator)."""
-    _declare_torchvision_operators()
+    declare_torchvision_operators()
     operators = importlib.import_module("mrpro.operators")
     operator = operators.FastFourierOp(dim=(-2, -1)) @ operators.SensitivityOp(csm[:, None])
 
@@ -63,7 +63,7 @@ def mrpro(csm: torch.Tensor, mask: torch.Tensor) -> Candidate:
 
 def deepinv(csm: torch.Tensor, mask: torch.Tensor) -> Candidate:
     """Build deepinv's MultiCoilMRI, in its own layout: real and imaginary part as channels."""
-    _declare_torchvision_operators()
+    declare_torchvision_operators()
     physics = importlib.import_module("deepinv.physics").MultiCoilMRI(
         mask=mask.expand(csm.shape[-2:])[None, None], coil_maps=csm[None], img_size=tuple(csm.shape[-2:])
     )
@@ -151,15 +151,6 @@ def _gradient_call(forward: Apply, x: torch.Tensor) -> Callable[[], torch.Tensor
 def _operator(csm: torch.Tensor, mask: torch.Tensor) -> LinearOperator:
     fourier = Fourier(tuple(csm.shape))
     return Mask(mask, fourier.codomain) @ fourier @ Sensitivity(csm)
-
-
-def _declare_torchvision_operators() -> None:
-    """Let packages import torchvision beside a CPU torch: declare the two operators that it expects to find."""
-    for name in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
-        try:
-            torch.library.define(f"torchvision::{name.split('(')[0]}", f"({name.split('(', 1)[1]}")
-        except RuntimeError:
-            return
 
 
 if __name__ == "__main__":

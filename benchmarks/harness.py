@@ -90,5 +90,17 @@ def report(benchmark: str, rows: list[Row], *, ours: str = "ours") -> None:
     print(json.dumps({"benchmark": benchmark, "threads": torch.get_num_threads(), "rows": listed, "ratios": ratios}))
 
 
+def declare_torchvision_operators() -> None:
+    """Let packages import torchvision beside a CPU torch: declare the two operators that it expects to find."""
+    for name, signature in (
+        ("nms", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"),
+        ("qnms", "(Tensor dets) -> Tensor"),
+    ):
+        try:
+            torch.library.define(f"torchvision::{name}", signature)
+        except RuntimeError:
+            return
+
+
 def _relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     return float((result - reference).norm() / reference.norm())

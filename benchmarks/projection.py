@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from harness import Row, arguments, measure, report
+from harness import Row, arguments, declare_torchvision_operators, measure, report
 
 from operators.beam_geometry import BeamGeometry, FanBeam, ParallelBeam
 from operators.projection import Projection
@@ -99,7 +99,7 @@ def scipy(case: Case) -> Candidate:
 
 def deepinv(case: Case) -> Candidate:
     """Build deepinv's Tomography with the exact adjoint, image by image: one needs gigabytes."""
-    _declare_torchvision_operators()
+    declare_torchvision_operators()
     geometry = case.geometry
     padded = math.ceil(math.sqrt(2) * case.n)
     options: dict[str, object] = {}
@@ -266,15 +266,6 @@ def _astra_projector(case: Case) -> int:
         kind, scan = "line", module.create_proj_geom("parallel", *bins)
     number: int = module.create_projector(kind, scan, module.create_vol_geom(case.n, case.n, -half, half, -half, half))
     return number
-
-
-def _declare_torchvision_operators() -> None:
-    """Let packages import torchvision beside a CPU torch: declare the two operators that it expects to find."""
-    for name in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
-        try:
-            torch.library.define(f"torchvision::{name.split('(')[0]}", f"({name.split('(', 1)[1]}")
-        except RuntimeError:
-            return
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from ctrecon.prepare import noise_std
 from ctrecon.sinogram import Sinogram
 from operators.back_projection import Filter, coverage, filtered_back_projection
 from operators.decision import Decision
+from operators.device import usable_device
 from operators.elementary import Diagonal
 from operators.errors import InputError
 from operators.linear_operator import LinearOperator
@@ -186,8 +187,9 @@ def reconstruct(
     noise, noise_decision = noise_std(sinogram, weights)
     swept = coverage(sinogram.geometry)
     coverage_decision = Decision("coverage", swept.kind, str(swept), warning=swept.kind == "limited")
-    data, weights = _on_device(sinogram.data, weights, device)
-    A = operator_for(sinogram).to(data.device)
+    target = usable_device(device)
+    data, weights = sinogram.data.to(target), None if weights is None else weights.to(target)
+    A = operator_for(sinogram).to(target)
     images, residuals = [], []
     for start in range(0, sinogram.n_slices, _SLICES_AT_A_TIME):
         part = slice(start, start + _SLICES_AT_A_TIME)
@@ -294,16 +296,6 @@ def _tempered(weights: torch.Tensor | None) -> torch.Tensor | None:
         return None
     tempered = weights**0.25
     return tempered / tempered.mean()
-
-
-def _on_device(
-    data: torch.Tensor, weights: torch.Tensor | None, device: str | torch.device
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    try:
-        return data.to(device), None if weights is None else weights.to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"The device {device!r} cannot be used here ({reason}); try cpu.") from None
 
 
 def _positive_part(settings: Settings) -> Callable[[torch.Tensor], torch.Tensor] | None:

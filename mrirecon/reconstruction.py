@@ -12,6 +12,7 @@ from mrirecon.kspace import KSpace
 from mrirecon.partial_fourier import homodyne, is_partial_fourier, pocs
 from mrirecon.prepare import noise_std, prewhiten
 from operators.decision import Decision
+from operators.device import usable_device
 from operators.elementary import FiniteDifference, Mask, centred_window
 from operators.errors import InputError
 from operators.fourier import Fourier
@@ -283,13 +284,7 @@ def _checked_method(name: str, partial_fourier: str) -> Method:
 
 
 def _on_device(kspace: KSpace, device: str | torch.device) -> KSpace:
-    try:
-        target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); try cpu."
-        ) from None
+    target = usable_device(device)
     moved = {
         name: value.to(target)
         for name in ("data", "mask", "noise", "calibration")
