@@ -101,7 +101,7 @@ class MaskedFourier(LinearOperator):
         super().__init__(fitting.domain, fitting.codomain)
         self.mask = mask
         self.fourier = fourier
-        self._varying: tuple[tuple[int, int], tuple[int, ...]] | None = None
+        self._varying: tuple[torch.Tensor, int, tuple[int, ...]] | None = None
 
     def _batch_shape(self) -> torch.Size:
         return self.mask.batch_shape
@@ -126,11 +126,10 @@ class MaskedFourier(LinearOperator):
     def varying_dims(self) -> tuple[int, ...]:
         """The transformed dimensions, as negative indices, along which the mask is not constant."""
         mask = self.mask.mask
-        key = (id(mask), mask._version)
-        if self._varying is None or self._varying[0] != key:
+        if self._varying is None or self._varying[0] is not mask or self._varying[1] != mask._version:
             dims = [d for d in self.fourier.dims if -d <= mask.ndim and bool((mask.narrow(d, 0, 1) != mask).any())]
-            self._varying = (key, tuple(dims))
-        return self._varying[1]
+            self._varying = (mask, mask._version, tuple(dims))
+        return self._varying[2]
 
     def _with_mask_batch(self, x: torch.Tensor) -> torch.Tensor:
         batch = torch.broadcast_shapes(self.batch_shape, self.domain.batch_shape(x))

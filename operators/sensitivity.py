@@ -1,6 +1,7 @@
 """Coil sensitivities, and Cartesian multi-coil imaging as one operator."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -96,6 +97,7 @@ class CartesianSense(LinearOperator):
         self.fourier = fourier
         self.mask = mask
         self._masked = None if mask is None else MaskedFourier(mask, fourier)
+        self._prepared: _Prepared | None = None
         self.as_composition()  # raises where the factors do not fit
 
     def _batch_shape(self) -> torch.Size:
@@ -115,21 +117,25 @@ class CartesianSense(LinearOperator):
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._learns():
             return self.as_composition()._forward(x)
+        if self._is_small(x):
+            prepared = self._tensors_for(x)
+            coil_images = prepared.maps * x.unsqueeze(-self.codomain.n_dims)
+            return torch.fft.fftn(coil_images, dim=self.fourier.dims).mul_(prepared.weights)
         batch = broadcast_batch(self.batch_shape, self.domain.batch_shape(x))
         x = _flat_batch(in_precision_of(self.fourier._image_phase, x) * x, batch, self.domain.shape)[:, None]
         csm, weights = self._maps(x, batch), self._weights(x, batch, self.fourier._kspace_phase, self._scale)
-        blocks = self._blocks(len(x))
-        if len(blocks) == 1:
-            y = torch.fft.fftn(csm * x, dim=self.fourier.dims).mul_(weights)
-        else:
-            y = x.new_empty(len(x), *self.codomain.shape)
-            for c, b in blocks:
-                torch.mul(torch.fft.fftn(csm[b, c] * x[b], dim=self.fourier.dims), weights[b, c], out=y[b, c])
+        y = x.new_empty(len(x), *self.codomain.shape)
+        for c, b in self._blocks(len(x)):
+            torch.mul(torch.fft.fftn(csm[b, c] * x[b], dim=self.fourier.dims), weights[b, c], out=y[b, c])
         return y.reshape(*batch, *self.codomain.shape)
 
     def _adjoint(self, y: torch.Tensor) -> torch.Tensor:
         if self._learns():
             return self.as_composition()._adjoint(y)
+        if self._is_small(y):
+            prepared = self._tensors_for(y)
+            coil_images = torch.fft.ifftn(y * prepared.weights_conj, dim=self.fourier.dims, norm="forward")
+            return coil_images.mul_(prepared.maps_conj).sum(dim=-self.codomain.n_dims)
         batch = broadcast_batch(self.batch_shape, self.codomain.batch_shape(y))
         y = _flat_batch(y, batch, self.codomain.shape)
         csm = self._maps(y, batch)
@@ -148,6 +154,12 @@ class CartesianSense(LinearOperator):
         dims = self._masked.varying_dims()
         if not dims:
             return self.sensitivity._adjoint(self.mask._gram(self.sensitivity._forward(x)))
+        if self._is_small(x):
+            prepared = self._tensors_for(x)
+            coil_images = prepared.maps * x.unsqueeze(-self.codomain.n_dims)
+            coil_kspace = torch.fft.fftn(coil_images, dim=dims, norm="ortho").mul_(prepared.mask)
+            coil_images = torch.fft.ifftn(coil_kspace, dim=dims, norm="ortho").mul_(prepared.maps_conj)
+            return coil_images.sum(dim=-self.codomain.n_dims)
         batch = broadcast_batch(self.batch_shape, self.domain.batch_shape(x))
         phase = in_precision_of(self.fourier._image_phase, x)
         scale = 1 / math.prod(self.domain.shape[d] for d in dims)
@@ -169,6 +181,18 @@ class CartesianSense(LinearOperator):
 
     def _learns(self) -> bool:
         return asks_for_gradient(self.sensitivity.csm) or (self.mask is not None and asks_for_gradient(self.mask.mask))
+
+    def _is_small(self, samples: torch.Tensor) -> bool:
+        """Whether everything fits the cache at once, so that looping over coils would only cost."""
+        n_samples = max(1, samples.numel() // self.domain.size)
+        return not self.batch_shape and n_samples * self.codomain.size <= _CACHED_ENTRIES
+
+    def _tensors_for(self, like: torch.Tensor) -> "_Prepared":
+        """Products of the operator's tensors in the precision of ``like``, kept until one of them changes."""
+        csm, mask = self.sensitivity.csm, None if self.mask is None else self.mask.mask
+        if self._prepared is None or not self._prepared.holds(csm, mask, like.dtype):
+            self._prepared = _Prepared.of(self.fourier, csm, mask, like.dtype)
+        return self._prepared
 
     @property
     def _scale(self) -> float:
@@ -197,6 +221,44 @@ class CartesianSense(LinearOperator):
             for c in range(0, self.codomain.shape[0], n_coils)
             for b in range(0, n_samples, n_together)
         ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """What a small scan needs in every call: maps with the image phase, and mask with k-space phase and scale."""
+
+    csm: torch.Tensor
+    mask_source: torch.Tensor | None
+    versions: tuple[int, int]
+    dtype: torch.dtype
+    maps: torch.Tensor
+    maps_conj: torch.Tensor
+    weights: torch.Tensor
+    weights_conj: torch.Tensor
+    mask: torch.Tensor
+
+    @classmethod
+    def of(cls, fourier: Fourier, csm: torch.Tensor, mask: torch.Tensor | None, dtype: torch.dtype) -> "_Prepared":
+        """Multiply out."""
+        with torch.no_grad():
+            like = torch.empty((), dtype=dtype)
+            maps = csm.to(dtype) * in_precision_of(fourier._image_phase, like)
+            ones = torch.ones((), device=csm.device) if mask is None else mask
+            kept = in_precision_of(ones, like)
+            weights = (
+                kept * in_precision_of(fourier._kspace_phase, like) * math.prod(csm.shape[-fourier.n_dims :]) ** -0.5
+            )
+            conj = maps.conj().resolve_conj(), weights.conj().resolve_conj()
+        return cls(csm, mask, _versions(csm, mask), dtype, maps, conj[0], weights, conj[1], kept)
+
+    def holds(self, csm: torch.Tensor, mask: torch.Tensor | None, dtype: torch.dtype) -> bool:
+        """Whether the operator's tensors are still those that were multiplied out."""
+        same = self.csm is csm and self.mask_source is mask and self.dtype == dtype
+        return same and self.versions == _versions(csm, mask)
+
+
+def _versions(csm: torch.Tensor, mask: torch.Tensor | None) -> tuple[int, int]:
+    return csm._version, 0 if mask is None else mask._version
 
 
 _CACHED_ENTRIES = 1 << 17  # complex entries that are transformed at a time: 1 MB in single precision
