@@ -4,6 +4,11 @@ from .coils import espirit as espirit
 from .coils import estimate_csm as estimate_csm
 from .coils import root_sum_of_squares as root_sum_of_squares
 from .coils import walsh as walsh
+from .density import pipe_density as pipe_density
+from .density import radial_density as radial_density
+from .interference import remove_interference_with_references as remove_interference_with_references
+from .interference import remove_narrow_band_interference as remove_narrow_band_interference
+from .interference import repeatability as repeatability
 from .io import ReadOptions as ReadOptions
 from .io import read as read
 from .io import sniff as sniff
@@ -24,3 +29,9 @@ from .reconstruction import reconstruct as reconstruct
 from .simulation import Scenario as Scenario
 from .simulation import simulate as simulate
 from .simulation import simulate_scenario as simulate_scenario
+from .trajectory import epi as epi
+from .trajectory import in_radians_per_pixel as in_radians_per_pixel
+from .trajectory import radial as radial
+from .trajectory import rosette as rosette
+from .trajectory import spiral as spiral
+from .trajectory import stack_of_stars as stack_of_stars

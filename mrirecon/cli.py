@@ -141,6 +141,9 @@ def reconstruct(
     n_virtual_coils: Annotated[
         int | None, typer.Option("--virtual-coils", min=1, help="Compress the coils to so many.")
     ] = None,
+    remove_interference: Annotated[
+        bool, typer.Option("--remove-interference", help="Take narrow-band interference out of k-space first.")
+    ] = False,
     partial_fourier: Annotated[PartialFourier, typer.Option(help="Filling of a missing side of k-space.")] = (
         PartialFourier.auto
     ),
@@ -158,6 +161,7 @@ def reconstruct(
 
     Several files go to one directory; a file that fails does not stop the others, and the exit status is 2.
     """
+    from mrirecon.interference import remove_narrow_band_interference
     from mrirecon.io import read
     from mrirecon.reconstruction import reconstruct as compute
     from operators.io.files import check_writable
@@ -168,9 +172,12 @@ def reconstruct(
         _check_output(target, chosen, overwrite=overwrite)
         if preview:
             check_writable(preview_path(target), overwrite=overwrite)
+        kspace = read(file, options)
+        if remove_interference:
+            kspace = remove_narrow_band_interference(kspace)
         with progress(file.name) as report:
             result = compute(
-                read(file, options),
+                kspace,
                 method,
                 regularisation=regularisation,
                 n_iterations=n_iterations,

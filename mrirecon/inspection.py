@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mrirecon.interference import repeatability
 from mrirecon.kspace import KSpace
 from mrirecon.prepare import noise_std
 
@@ -24,6 +25,13 @@ def describe(kspace: KSpace) -> dict[str, Any]:
     grid = acquisition.encoded_grid(n_slices=kspace.n_slices)
     levels, source = noise_std(kspace)
     decisions = (*kspace.decisions, source)
+    noise: dict[str, Any] = {
+        "std_per_coil": [float(f"{level:.4g}") for level in levels.tolist()],
+        "source": source.value,
+        "noise_scan": kspace.noise is not None,
+    }
+    if "repetition" in kspace.batch_axes:
+        noise["repeatability"] = float(f"{repeatability(kspace):.4g}")
     return {
         "encoding": {
             "dimensions": f"{kspace.n_dims}-D",
@@ -36,11 +44,7 @@ def describe(kspace: KSpace) -> dict[str, Any]:
             "recon_fov_mm": _rounded(acquisition.recon_fov_mm),
         },
         "counts": dict(kspace.counts),
-        "noise": {
-            "std_per_coil": [float(f"{level:.4g}") for level in levels.tolist()],
-            "source": source.value,
-            "noise_scan": kspace.noise is not None,
-        },
+        "noise": noise,
         "geometry": {
             "known": acquisition.geometry_known,
             "voxel_mm_zyx": _rounded(grid.spacing_mm),

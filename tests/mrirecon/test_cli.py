@@ -109,6 +109,24 @@ def test_inspect_tells_people_and_programs_the_same(scan: Path, run: Run) -> Non
     assert "fill_rate" in table.out
 
 
+def test_interference_is_removed_on_request(tmp_path: Path, run: Run) -> None:
+    scan = tmp_path / "larger.h5"
+    assert run("simulate", "phantom", "-o", scan, "--matrix", 64, "--slices", 1).status == 0
+    words = ("reconstruct", scan, "--method", "adjoint", "-o")
+    assert "interference" not in run(*words, tmp_path / "plain.nii.gz").err
+    assert "interference:" in run(*words, tmp_path / "clean.nii.gz", "--remove-interference").err
+
+
+@pytest.mark.realdata
+def test_inspect_tells_how_well_repetitions_agree(data_folder: Path, run: Run) -> None:
+    folder = data_folder / "mri" / "lowfield_0p055T" / "emi"
+    agreement = {}
+    for cage in ("with", "without"):
+        described = run("inspect", folder / f"flair_{cage}_cage_kspace.mat", "--json")
+        agreement[cage] = json.loads(described.out)["noise"]["repeatability"]
+    assert agreement["with"] < 0.2 < agreement["without"]
+
+
 def test_an_output_that_exists_is_kept_unless_told_otherwise(scan: Path, tmp_path: Path, run: Run) -> None:
     target = tmp_path / "image.nii.gz"
     target.write_bytes(b"precious")
