@@ -39,6 +39,8 @@ from .metal import MetalTrace as MetalTrace
 from .metal import interpolate_trace as interpolate_trace
 from .metal import masked as masked
 from .metal import metal_trace as metal_trace
+from .nufft import NonUniformFourier as NonUniformFourier
+from .nufft import ToeplitzGram as ToeplitzGram
 from .projection import Projection as Projection
 from .proximal import complex_soft_threshold as complex_soft_threshold
 from .proximal import group_soft_threshold as group_soft_threshold

@@ -20,6 +20,7 @@ from operators.elementary import Crop, Diagonal, FiniteDifference, Identity, Mas
 from operators.fourier import Fourier
 from operators.linear_operator import Adjoint, Composition, LinearOperator, Scaled, Stack, Sum
 from operators.metal import MetalTrace
+from operators.nufft import NonUniformFourier, ToeplitzGram
 from operators.projection import Projection
 from operators.sensitivity import Sensitivity
 from operators.space import Space
@@ -64,6 +65,20 @@ def _fan(
 
 def _projection(geometry: FanBeam | ParallelBeam, shape: tuple[int, int], **options: Any) -> Projection:
     return Projection(geometry, shape, precision=torch.float64, **options)
+
+
+def _trajectory(n_samples: int, n_dims: int = 2) -> torch.Tensor:
+    """Positions in [−π, π), the first of them its lower end."""
+    generator = torch.Generator().manual_seed(6)
+    positions = (2 * torch.rand(n_samples, n_dims, dtype=torch.float64, generator=generator) - 1) * math.pi
+    positions[0] = -math.pi
+    return positions
+
+
+def _nufft(n_samples: int, image_shape: tuple[int, ...], **options: Any) -> NonUniformFourier:
+    """As accurate as it gets, so that it is the matrix of its definition to the contract's tolerance."""
+    trajectory = _trajectory(n_samples, len(image_shape))
+    return NonUniformFourier(trajectory, image_shape, accuracy=1e-12, precision=torch.float64, **options)
 
 
 def _cartesian_sense(csm: torch.Tensor, mask: torch.Tensor | None = None, n_dims: int = 2) -> LinearOperator:
@@ -174,6 +189,15 @@ OPERATOR_CASES: dict[str, Callable[[], LinearOperator]] = {
     "scaled_learned_complex": lambda: Scaled(nn.Parameter(_complex(1)[0]), Identity(IMAGE)),
     "stack": lambda: Stack([Fourier((3, 4)), 2j * Fourier((3, 4)), _masked_fourier((3, 4), _mask(3, 1))]),
     "stack_batched": lambda: Stack([Mask(_mask(2, 3, 4), Space((3, 4), "real")), Identity(Space((3, 4), "real"))]),
+    "nufft_even": lambda: _nufft(7, (4, 6)),
+    "nufft_odd_coils": lambda: _nufft(5, (3, 5), n_coils=N_COILS),
+    "nufft_leading_shape": lambda: _nufft(3, (2, 3), n_coils=(1, 2)),
+    "nufft_3d": lambda: _nufft(4, (2, 3, 4)),
+    "nufft_sense": lambda: _nufft(6, (4, 3), n_coils=N_COILS) @ Sensitivity(_complex(N_COILS, 4, 3)),
+    "toeplitz": lambda: _nufft(9, (4, 3), n_coils=N_COILS).toeplitz_gram(),
+    "toeplitz_weighted_3d": lambda: ToeplitzGram(
+        _trajectory(4, 3), (2, 3, 2), _real(4).square(), accuracy=1e-12, precision=torch.float64
+    ),
 }
 
 

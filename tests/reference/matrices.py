@@ -12,6 +12,7 @@ import torch
 from operators.elementary import Crop, Diagonal, FiniteDifference, Identity, Pad
 from operators.fourier import Fourier, MaskedFourier
 from operators.linear_operator import Adjoint, Composition, LinearOperator, Scaled, Stack, Sum
+from operators.nufft import NonUniformFourier, ToeplitzGram
 from operators.projection import Projection
 from operators.sensitivity import CartesianSense, Sensitivity
 from operators.wavelet import Wavelet
@@ -125,6 +126,28 @@ def _projection(operator: Projection) -> torch.Tensor:
     return projection_matrix(operator.geometry, operator.domain.shape, operator.model)
 
 
+def _nufft(operator: NonUniformFourier) -> torch.Tensor:
+    shape = operator.domain.shape
+    image_shape = shape[len(shape) - operator.trajectory.shape[1] :]
+    leading = torch.eye(int(np.prod(shape[: len(shape) - len(image_shape)])), dtype=torch.complex128)
+    return torch.kron(leading, _non_uniform_dft(operator.trajectory, image_shape))
+
+
+def _toeplitz_gram(operator: ToeplitzGram) -> torch.Tensor:
+    shape = operator.domain.shape
+    image_shape = shape[len(shape) - operator.trajectory.shape[1] :]
+    leading = torch.eye(int(np.prod(shape[: len(shape) - len(image_shape)])), dtype=torch.complex128)
+    transform = _non_uniform_dft(operator.trajectory, image_shape)
+    return torch.kron(leading, transform.mH @ (operator.weights[:, None] * transform))
+
+
+def _non_uniform_dft(trajectory: torch.Tensor, image_shape: tuple[int, ...]) -> torch.Tensor:
+    """Entry (s, n) is N^(−1/2) exp(−i ω_s · (n − c)), with the pixels n in C order and c = N_d//2 along dimension d."""
+    pixels = itertools.product(*(range(-(n // 2), n - n // 2) for n in image_shape))
+    centred = torch.tensor(list(pixels), dtype=torch.float64)
+    return torch.exp(-1j * (trajectory @ centred.T)) / len(centred) ** 0.5
+
+
 def _adjoint(operator: Adjoint) -> torch.Tensor:
     return textbook_matrix(operator.operator).mH
 
@@ -163,6 +186,8 @@ TEXTBOOK: dict[type, Callable[..., torch.Tensor]] = {
     CartesianSense: _cartesian_sense,
     Wavelet: _wavelet,
     Projection: _projection,
+    NonUniformFourier: _nufft,
+    ToeplitzGram: _toeplitz_gram,
     Adjoint: _adjoint,
     Composition: _composition,
     Sum: _sum,
