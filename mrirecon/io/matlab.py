@@ -114,6 +114,6 @@ def _layout(stored: StoredArray, options: ReadOptions, path: Path) -> ArrayLayou
     return replace(
         as_published,
         voxel_mm=(spacing_mm["kx"], spacing_mm["ky"], _SLICE_MM),
-        voxel_reason="The file carries none; the published protocol of the 0.055 T scanner has a field of view of "
-        "250 mm over 128 readout samples and slices of 10 mm, and its phase field of view measures 0.984 of that.",
+        voxel_reason="The file carries none; the published protocol of the 0.055 T scanner is taken to have a field of "
+        "view of 250 mm over 128 readout samples and slices of 10 mm; its phase field of view measures 0.984 of that.",
     )
