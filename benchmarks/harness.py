@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -88,6 +89,15 @@ def report(benchmark: str, rows: list[Row], *, ours: str = "ours") -> None:
         for row in rows
     ]
     print(json.dumps({"benchmark": benchmark, "threads": torch.get_num_threads(), "rows": listed, "ratios": ratios}))
+
+
+def report_quality(benchmark: str, rows: list[dict[str, Any]]) -> None:
+    """Print a table of a quality study, and as the last line the JSON object with its rows."""
+    names = list(rows[0])
+    print("".join(f"{name:<22}" for name in names))
+    for row in rows:
+        print("".join(f"{row[name]!s:<22}" for name in names))
+    print(json.dumps({"benchmark": benchmark, "threads": torch.get_num_threads(), "rows": rows}))
 
 
 def declare_torchvision_operators() -> None:
