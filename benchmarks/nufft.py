@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from harness import Row, arguments, measure, report
+from harness import Row, arguments, declare_torchvision_operators, measure, report
 
 from operators.nufft import NonUniformFourier
 
@@ -86,7 +86,7 @@ def finufft(case: Case, accuracy: float) -> Candidate:
 
 def mrpro(case: Case, accuracy: float) -> Candidate:
     """Build MRpro's NonUniformFastFourierOp, whose accuracy is fixed."""
-    _declare_torchvision_operators()
+    declare_torchvision_operators()
     data = importlib.import_module("mrpro.data")
     operators = importlib.import_module("mrpro.operators")
     shape = case.image_shape
@@ -299,15 +299,6 @@ def _radial_3d(n_spokes: int, n_samples: int) -> torch.Tensor:
     directions = torch.stack((height, across * angles.sin(), across * angles.cos()), dim=-1)
     radii = (torch.arange(n_samples, dtype=torch.float64) - n_samples // 2) * 2 * math.pi / n_samples
     return (directions[:, None, :] * radii[:, None]).view(-1, 3)
-
-
-def _declare_torchvision_operators() -> None:
-    """Let packages import torchvision beside a CPU torch: declare the two operators that it expects to find."""
-    for name in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
-        try:
-            torch.library.define(f"torchvision::{name.split('(')[0]}", f"({name.split('(', 1)[1]}")
-        except RuntimeError:
-            return
 
 
 if __name__ == "__main__":

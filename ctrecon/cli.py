@@ -21,6 +21,7 @@ from operators.command_line import (
     SkipExisting,
     Strength,
     accepting,
+    check_outputs,
     command_line,
     for_each,
     format_told_by,
@@ -196,7 +197,7 @@ def reconstruct(
     seen = None if window is None else chosen_window(window)
 
     def work(file: Path, target: Path) -> None:
-        _check_outputs(target, chosen, preview=preview, overwrite=overwrite)
+        check_outputs(target, chosen, preview=preview, overwrite=overwrite)
         sinogram = read(file, options)
         with progress(file.name) as report:
             result = compute(
@@ -249,7 +250,7 @@ def mar(
     metal_mask = None if mask is None else read_nifti_image(mask)[0]
 
     def work(file: Path, target: Path) -> None:
-        _check_outputs(target, chosen, preview=preview, overwrite=overwrite)
+        check_outputs(target, chosen, preview=preview, overwrite=overwrite)
         sinogram = read(file, options)
         result = reconstruct_without_metal(
             sinogram,
@@ -346,18 +347,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     run(app, arguments)
 
 
-def _check_outputs(target: Path, chosen: Format, *, preview: bool, overwrite: bool) -> None:
-    from operators.io.dicom import check_dicom_folder
-    from operators.io.files import check_writable
-
-    if chosen is Format.dicom:
-        check_dicom_folder(target, overwrite=overwrite)
-    else:
-        check_writable(target, overwrite=overwrite)
-    if preview:
-        check_writable(preview_path(target), overwrite=overwrite)
-
-
 def _write(
     result: "Reconstruction",
     target: Path,
@@ -394,12 +383,9 @@ def _write(
             advice = "" if wide_range else "; --wide-range keeps values up to 15356"
             log.print(f"  {n_clipped} voxels lie outside the range of the DICOM values and were clipped{advice}.")
     else:
-        import numpy as np
+        from operators.io.numpy_files import write_npy
 
-        from operators.io.files import replacing
-
-        with replacing(target, overwrite=overwrite) as temporary, temporary.open("wb") as stream:
-            np.save(stream, hu.numpy())
+        write_npy(target, hu.numpy(), overwrite=overwrite)
     spacing = " × ".join(f"{size:.3g}" for size in result.grid.spacing_mm[::-1])
     log.print(
         f"Wrote {target}: {' × '.join(map(str, hu.shape))} voxels of {spacing} mm in HU, method {result.method}, "

@@ -21,6 +21,7 @@ from operators.command_line import (
     SkipExisting,
     Strength,
     accepting,
+    check_outputs,
     command_line,
     for_each,
     format_told_by,
@@ -164,14 +165,11 @@ def reconstruct(
     from mrirecon.interference import remove_narrow_band_interference
     from mrirecon.io import read
     from mrirecon.reconstruction import reconstruct as compute
-    from operators.io.files import check_writable
 
     chosen = file_format or format_told_by(output, several=len(files) > 1)
 
     def work(file: Path, target: Path) -> None:
-        _check_output(target, chosen, overwrite=overwrite)
-        if preview:
-            check_writable(preview_path(target), overwrite=overwrite)
+        check_outputs(target, chosen, preview=preview, overwrite=overwrite)
         kspace = read(file, options)
         if remove_interference:
             kspace = remove_narrow_band_interference(kspace)
@@ -272,17 +270,6 @@ def _voxel(text: str) -> tuple[float, float, float]:
     return dx, dy, dz
 
 
-def _check_output(target: Path, chosen: Format, *, overwrite: bool) -> None:
-    from operators.io.files import check_writable
-
-    if chosen is Format.dicom:
-        from operators.io.dicom import check_dicom_folder
-
-        check_dicom_folder(target, overwrite=overwrite)
-    else:
-        check_writable(target, overwrite=overwrite)
-
-
 def _write(
     result: "Reconstruction", target: Path, chosen: Format, *, part: Part, identifiers: bool, overwrite: bool
 ) -> None:
@@ -315,12 +302,9 @@ def _write(
             overwrite=overwrite,
         )
     else:
-        import numpy as np
+        from operators.io.numpy_files import write_npy
 
-        from operators.io.files import replacing
-
-        with replacing(target, overwrite=overwrite) as temporary, temporary.open("wb") as stream:
-            np.save(stream, result.image.numpy())
+        write_npy(target, result.image.numpy(), overwrite=overwrite)
 
 
 def _write_preview(result: "Reconstruction", path: Path, *, overwrite: bool) -> None:

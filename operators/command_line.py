@@ -195,6 +195,26 @@ def preview_path(output: Path) -> Path:
     return output.with_name(output.name.removesuffix(".gz").removesuffix(".nii").removesuffix(".npy") + ".png")
 
 
+def check_outputs(output: Path, chosen: Format, *, preview: bool, overwrite: bool) -> None:
+    """Refuse outputs early, before any work is spent on them.
+
+    Raises
+    ------
+    InputError
+        If the output, or the preview beside it, exists or cannot be written.
+    """
+    from operators.io.files import check_writable
+
+    if chosen is Format.dicom:
+        from operators.io.dicom import check_dicom_folder
+
+        check_dicom_folder(output, overwrite=overwrite)
+    else:
+        check_writable(output, overwrite=overwrite)
+    if preview:
+        check_writable(preview_path(output), overwrite=overwrite)
+
+
 def lengths_mm(text: str, option: str, names: str) -> tuple[float, ...]:
     """Parse positive lengths separated by commas.
 

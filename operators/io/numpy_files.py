@@ -1,4 +1,4 @@
-"""Arrays in numpy files, ``.npy`` and ``.npz``, read without trusting a byte of them."""
+"""Arrays in numpy files, ``.npy`` and ``.npz``: read without trusting a byte of them, written whole or not at all."""
 
 import io
 import os
@@ -14,8 +14,30 @@ from numpy.typing import NDArray
 
 from operators.errors import InputError
 from operators.io.array_file import ArrayFile, StoredArray, damage_reported, kind_of, with_complex_pairs
+from operators.io.files import replacing
 
 _LONGEST_HEADER = 2**16
+
+
+def write_npy(path: Path | str, array: NDArray[Any], *, overwrite: bool = False) -> None:
+    """Write one array as ``.npy``, whatever the suffix of the path.
+
+    Parameters
+    ----------
+    path
+        The file.
+    array
+        Any array of numbers.
+    overwrite
+        Allow ``path`` to exist.
+
+    Raises
+    ------
+    InputError
+        If the path cannot be written; nothing is left behind.
+    """
+    with replacing(path, overwrite=overwrite) as temporary, temporary.open("wb") as stream:
+        np.save(stream, array)
 
 
 @contextmanager
