@@ -6,6 +6,8 @@ from .beam_geometry import FanBeam as FanBeam
 from .beam_geometry import ParallelBeam as ParallelBeam
 from .beam_geometry import geometry_from_json as geometry_from_json
 from .decision import Decision as Decision
+from .dictionary import CartesianDictionary as CartesianDictionary
+from .dictionary import ConvolutionalDictionary as ConvolutionalDictionary
 from .elementary import Crop as Crop
 from .elementary import Diagonal as Diagonal
 from .elementary import FiniteDifference as FiniteDifference
@@ -13,6 +15,10 @@ from .elementary import Identity as Identity
 from .elementary import Mask as Mask
 from .elementary import Pad as Pad
 from .errors import InputError as InputError
+from .filters import dct_filters as dct_filters
+from .filters import gabor_filters as gabor_filters
+from .filters import random_filters as random_filters
+from .filters import wavelet_filters as wavelet_filters
 from .fourier import Fourier as Fourier
 from .fourier import MaskedFourier as MaskedFourier
 from .functionals import bias as bias
@@ -40,7 +46,9 @@ from .metal import interpolate_trace as interpolate_trace
 from .metal import masked as masked
 from .metal import metal_trace as metal_trace
 from .nufft import NonUniformFourier as NonUniformFourier
+from .nufft import StackedNonUniformFourier as StackedNonUniformFourier
 from .nufft import ToeplitzGram as ToeplitzGram
+from .off_resonance import with_off_resonance as with_off_resonance
 from .projection import Projection as Projection
 from .proximal import complex_soft_threshold as complex_soft_threshold
 from .proximal import group_soft_threshold as group_soft_threshold
@@ -66,3 +74,4 @@ from .space import inner as inner
 from .total_variation import TotalVariationProx as TotalVariationProx
 from .voxel_grid import VoxelGrid as VoxelGrid
 from .wavelet import Wavelet as Wavelet
+from .weighted_nufft import WeightedNonUniformFourier as WeightedNonUniformFourier

@@ -16,15 +16,17 @@ import torch
 from torch import nn
 
 from operators.beam_geometry import FanBeam, ParallelBeam
+from operators.dictionary import ConvolutionalDictionary
 from operators.elementary import Crop, Diagonal, FiniteDifference, Identity, Mask, Pad
 from operators.fourier import Fourier
 from operators.linear_operator import Adjoint, Composition, LinearOperator, Scaled, Stack, Sum
 from operators.metal import MetalTrace
-from operators.nufft import NonUniformFourier, ToeplitzGram
+from operators.nufft import NonUniformFourier, StackedNonUniformFourier, ToeplitzGram
 from operators.projection import Projection
 from operators.sensitivity import Sensitivity
 from operators.space import Space
 from operators.wavelet import Wavelet
+from operators.weighted_nufft import WeightedNonUniformFourier
 
 N_COILS = 2
 IMAGE = Space((4, 5), "complex", ("y", "x"))
@@ -42,6 +44,13 @@ def _mask(*shape: int) -> torch.Tensor:
     """A float64 mask with both kept and lost entries."""
     mask = (torch.rand(*shape, generator=torch.Generator().manual_seed(5)) > 0.4).double()
     mask.view(-1)[0], mask.view(-1)[-1] = 1, 0
+    return mask
+
+
+def _box(*shape: int) -> torch.Tensor:
+    """A float64 mask that keeps the middle half of each dimension."""
+    mask = torch.zeros(shape, dtype=torch.float64)
+    mask[tuple(slice(n // 4, n - n // 4) for n in shape)] = 1
     return mask
 
 
@@ -75,10 +84,27 @@ def _trajectory(n_samples: int, n_dims: int = 2) -> torch.Tensor:
     return positions
 
 
-def _nufft(n_samples: int, image_shape: tuple[int, ...], **options: Any) -> NonUniformFourier:
+def _nufft(
+    n_samples: int, image_shape: tuple[int, ...], *, batch: tuple[int, ...] = (), learned: bool = False, **options: Any
+) -> NonUniformFourier:
     """As accurate as it gets, so that it is the matrix of its definition to the contract's tolerance."""
-    trajectory = _trajectory(n_samples, len(image_shape))
+    trajectory = _trajectory(math.prod(batch) * n_samples, len(image_shape)).view(*batch, n_samples, -1)
+    trajectory = nn.Parameter(trajectory) if learned else trajectory
     return NonUniformFourier(trajectory, image_shape, accuracy=1e-12, precision=torch.float64, **options)
+
+
+def _weighted(transform: NonUniformFourier | StackedNonUniformFourier, weights: torch.Tensor) -> LinearOperator:
+    operator = Diagonal(weights, transform.codomain) @ transform
+    assert isinstance(operator, WeightedNonUniformFourier)
+    return operator
+
+
+def _stacked_nufft(trajectory: torch.Tensor, image_shape: tuple[int, ...], **options: Any) -> StackedNonUniformFourier:
+    return StackedNonUniformFourier(trajectory, image_shape, accuracy=1e-12, precision=torch.float64, **options)
+
+
+def _dictionary(shape: tuple[int, int], filters: torch.Tensor, **options: Any) -> ConvolutionalDictionary:
+    return ConvolutionalDictionary(filters, shape, **options)
 
 
 def _cartesian_sense(csm: torch.Tensor, mask: torch.Tensor | None = None, n_dims: int = 2) -> LinearOperator:
@@ -193,10 +219,64 @@ OPERATOR_CASES: dict[str, Callable[[], LinearOperator]] = {
     "nufft_odd_coils": lambda: _nufft(5, (3, 5), n_coils=N_COILS),
     "nufft_leading_shape": lambda: _nufft(3, (2, 3), n_coils=(1, 2)),
     "nufft_3d": lambda: _nufft(4, (2, 3, 4)),
+    "nufft_batched": lambda: _nufft(5, (3, 4), batch=(2, 1), n_coils=N_COILS),
+    "nufft_learned": lambda: _nufft(5, (4, 3), n_coils=N_COILS, learned=True),
+    "nufft_learned_batched_3d": lambda: _nufft(3, (2, 3, 2), batch=(2,), learned=True),
+    "nufft_stacked": lambda: _stacked_nufft(_trajectory(4), (5, 3, 4), partitions=torch.tensor([3, 0, 2, 3])),
+    "nufft_stacked_coils": lambda: _stacked_nufft(_trajectory(3), (2, 3, 2), n_coils=N_COILS),
+    "nufft_stacked_learned": lambda: _stacked_nufft(nn.Parameter(_trajectory(3)), (3, 2, 3)),
+    "nufft_stacked_batched": lambda: _stacked_nufft(_trajectory(6).view(2, 3, 2), (2, 2, 3), n_coils=(1, 2)),
     "nufft_sense": lambda: _nufft(6, (4, 3), n_coils=N_COILS) @ Sensitivity(_complex(N_COILS, 4, 3)),
+    "nufft_weighted": lambda: _weighted(_nufft(6, (4, 3), n_coils=N_COILS), _complex(1, 6)),
+    "nufft_weighted_evenly": lambda: _weighted(_nufft(4, (2, 3)), _real(1)),
+    "nufft_weighted_batched": lambda: _weighted(_nufft(4, (3, 2), batch=(2,), n_coils=N_COILS), _real(3, 1, 1, 4)),
+    "nufft_weighted_stack": lambda: _weighted(_stacked_nufft(_trajectory(3), (2, 3, 2), n_coils=N_COILS), _real(1, 6)),
+    "nufft_weighted_sense": lambda: (
+        Diagonal(_real(1, 6), Space((N_COILS, 6)))
+        @ _nufft(6, (4, 3), n_coils=N_COILS)
+        @ Sensitivity(_complex(N_COILS, 4, 3))
+    ),
     "toeplitz": lambda: _nufft(9, (4, 3), n_coils=N_COILS).toeplitz_gram(),
+    "toeplitz_batched": lambda: _nufft(4, (3, 4), batch=(3, 1)).toeplitz_gram(_real(2, 4).square()),
     "toeplitz_weighted_3d": lambda: ToeplitzGram(
         _trajectory(4, 3), (2, 3, 2), _real(4).square(), accuracy=1e-12, precision=torch.float64
+    ),
+    "dictionary_even": lambda: _dictionary((4, 6), _real(2, 3, 3), method="fft"),
+    "dictionary_odd": lambda: _dictionary((3, 5), _complex(2, 3, 5)),
+    "dictionary_auto": lambda: _dictionary((4, 5), _real(2, 3, 1), field="real"),
+    "dictionary_real": lambda: _dictionary((4, 5), _real(3, 3, 3), field="real", method="fft"),
+    "dictionary_real_even": lambda: _dictionary((3, 4), _real(2, 3, 3), field="real", method="fft"),
+    "dictionary_awkward": lambda: _dictionary((11, 3), _real(1, 3, 3), method="fft"),
+    "dictionary_spatial": lambda: _dictionary((4, 5), _real(2, 3, 5), method="spatial"),
+    "dictionary_spatial_complex": lambda: _dictionary((3, 4), _complex(2, 3, 3), method="spatial"),
+    "dictionary_spatial_real": lambda: _dictionary((3, 4), _real(2, 1, 3), field="real", method="spatial"),
+    "dictionary_reflect": lambda: _dictionary((4, 5), _real(2, 3, 5), boundary="reflect", method="fft"),
+    "dictionary_reflect_complex": lambda: _dictionary((3, 4), _complex(2, 3, 3), boundary="reflect"),
+    "dictionary_reflect_real": lambda: _dictionary(
+        (5, 3), _real(2, 3, 3), field="real", boundary="reflect", method="fft"
+    ),
+    "dictionary_reflect_spatial": lambda: _dictionary((3, 4), _real(2, 3, 3), boundary="reflect", method="spatial"),
+    "dictionary_reflect_spatial_complex": lambda: _dictionary(
+        (4, 3), _complex(2, 3, 3), boundary="reflect", method="spatial"
+    ),
+    "dictionary_learned": lambda: _dictionary((3, 4), nn.Parameter(_real(2, 3, 3)), method="fft"),
+    "dictionary_learned_complex": lambda: _dictionary((4, 3), nn.Parameter(_complex(2, 3, 1))),
+    "dictionary_learned_real": lambda: _dictionary(
+        (3, 4), nn.Parameter(_real(2, 3, 3)), field="real", boundary="reflect", method="fft"
+    ),
+    "dictionary_learned_spatial": lambda: _dictionary((3, 3), nn.Parameter(_real(2, 3, 1)), method="spatial"),
+    "dictionary_learned_spatial_complex": lambda: _dictionary(
+        (3, 3), nn.Parameter(_complex(1, 3, 3)), boundary="reflect", method="spatial"
+    ),
+    "cartesian_dictionary": lambda: Fourier((3, 4)) @ _dictionary((3, 4), _real(2, 3, 3)),
+    "cartesian_dictionary_box": lambda: _masked_fourier((5, 6), _box(5, 6)) @ _dictionary((5, 6), _complex(2, 3, 3)),
+    "cartesian_dictionary_point": lambda: _masked_fourier((4, 3), _mask(4, 3)) @ _dictionary((4, 3), _real(2, 3, 1)),
+    "cartesian_dictionary_line": lambda: _masked_fourier((4, 5), _mask(2, 1, 5)) @ _dictionary((4, 5), _real(2, 1, 3)),
+    "cartesian_dictionary_coil": lambda: (
+        _cartesian_sense(_complex(2, 1, 1, 1).repeat(1, 1, 4, 5), _box(4, 5)) @ _dictionary((4, 5), _real(2, 3, 3))
+    ),
+    "cartesian_dictionary_learned": lambda: (
+        _masked_fourier((4, 4), _box(4, 4)) @ _dictionary((4, 4), nn.Parameter(_real(2, 3, 1)))
     ),
 }
 

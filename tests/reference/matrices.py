@@ -9,13 +9,15 @@ import numpy as np
 import pywt
 import torch
 
+from operators.dictionary import CartesianDictionary, ConvolutionalDictionary
 from operators.elementary import Crop, Diagonal, FiniteDifference, Identity, Pad
 from operators.fourier import Fourier, MaskedFourier
 from operators.linear_operator import Adjoint, Composition, LinearOperator, Scaled, Stack, Sum
-from operators.nufft import NonUniformFourier, ToeplitzGram
+from operators.nufft import NonUniformFourier, StackedNonUniformFourier, ToeplitzGram
 from operators.projection import Projection
 from operators.sensitivity import CartesianSense, Sensitivity
 from operators.wavelet import Wavelet
+from operators.weighted_nufft import WeightedNonUniformFourier
 from tests.reference.fourier import dft_matrix
 from tests.reference.rays import projection_matrix
 
@@ -128,24 +130,56 @@ def _projection(operator: Projection) -> torch.Tensor:
 
 def _nufft(operator: NonUniformFourier) -> torch.Tensor:
     shape = operator.domain.shape
-    image_shape = shape[len(shape) - operator.trajectory.shape[1] :]
+    image_shape = shape[len(shape) - operator.trajectory.shape[-1] :]
     leading = torch.eye(int(np.prod(shape[: len(shape) - len(image_shape)])), dtype=torch.complex128)
     return torch.kron(leading, _non_uniform_dft(operator.trajectory, image_shape))
 
 
+def _stacked_nufft(operator: StackedNonUniformFourier) -> torch.Tensor:
+    *n_leading, n_partitions, n_y, n_x = operator.domain.shape
+    leading = torch.eye(int(np.prod(n_leading)), dtype=torch.complex128)
+    along_z = dft_matrix((n_partitions,))[operator.partitions]
+    return torch.kron(leading, torch.kron(along_z, _non_uniform_dft(operator.plane.trajectory, (n_y, n_x))))
+
+
+def _weighted_nufft(operator: WeightedNonUniformFourier) -> torch.Tensor:
+    return _product(textbook_matrix(operator.diagonal), textbook_matrix(operator.transform))
+
+
 def _toeplitz_gram(operator: ToeplitzGram) -> torch.Tensor:
     shape = operator.domain.shape
-    image_shape = shape[len(shape) - operator.trajectory.shape[1] :]
+    image_shape = shape[len(shape) - operator.trajectory.shape[-1] :]
     leading = torch.eye(int(np.prod(shape[: len(shape) - len(image_shape)])), dtype=torch.complex128)
     transform = _non_uniform_dft(operator.trajectory, image_shape)
-    return torch.kron(leading, transform.mH @ (operator.weights[:, None] * transform))
+    return torch.kron(leading, transform.mH @ (operator.weights[..., None] * transform))
 
 
 def _non_uniform_dft(trajectory: torch.Tensor, image_shape: tuple[int, ...]) -> torch.Tensor:
     """Entry (s, n) is N^(−1/2) exp(−i ω_s · (n − c)), with the pixels n in C order and c = N_d//2 along dimension d."""
     pixels = itertools.product(*(range(-(n // 2), n - n // 2) for n in image_shape))
     centred = torch.tensor(list(pixels), dtype=torch.float64)
-    return torch.exp(-1j * (trajectory @ centred.T)) / len(centred) ** 0.5
+    return torch.exp(-1j * (trajectory.detach().double() @ centred.T)) / len(centred) ** 0.5
+
+
+def _convolutional_dictionary(operator: ConvolutionalDictionary) -> torch.Tensor:
+    filters, (n_y, n_x) = operator.filters.detach(), operator.codomain.shape
+    matrix = filters.new_zeros(n_y, n_x, len(filters), n_y, n_x)
+    for k, y, x, row, column in np.ndindex(len(filters), n_y, n_x, *filters.shape[1:]):
+        read_y = _read_at(y - row + filters.shape[1] // 2, n_y, operator.boundary)
+        read_x = _read_at(x - column + filters.shape[2] // 2, n_x, operator.boundary)
+        matrix[y, x, k, read_y, read_x] += filters[k, row, column]
+    return matrix.reshape(operator.codomain.size, operator.domain.size)
+
+
+def _read_at(index: int, n: int, boundary: str) -> int:
+    """Where an entry is read that may lie outside."""
+    if boundary == "circular":
+        return index % n
+    return abs(index) if index < n else 2 * (n - 1) - index
+
+
+def _cartesian_dictionary(operator: CartesianDictionary) -> torch.Tensor:
+    return _product(textbook_matrix(operator.imaging), textbook_matrix(operator.dictionary))
 
 
 def _adjoint(operator: Adjoint) -> torch.Tensor:
@@ -187,7 +221,11 @@ TEXTBOOK: dict[type, Callable[..., torch.Tensor]] = {
     Wavelet: _wavelet,
     Projection: _projection,
     NonUniformFourier: _nufft,
+    StackedNonUniformFourier: _stacked_nufft,
+    WeightedNonUniformFourier: _weighted_nufft,
     ToeplitzGram: _toeplitz_gram,
+    ConvolutionalDictionary: _convolutional_dictionary,
+    CartesianDictionary: _cartesian_dictionary,
     Adjoint: _adjoint,
     Composition: _composition,
     Sum: _sum,
