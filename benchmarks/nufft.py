@@ -1,9 +1,11 @@
 """The non-uniform Fourier transform at like accuracy: ours against FINUFFT, torchkbnufft, MRpro and SigPy.
 
-Run ``python benchmarks/nufft.py``; a peer that is not installed is skipped with a word. Rows are grouped by the
-accuracy that ours is asked for, and the error of the first coil is against the explicit transform in double precision.
-A gram is a Toeplitz convolution where the package has one, else forward and adjoint. Peers take the trajectory in
-single precision, which puts a floor under their error whatever is asked of them; ours takes it in double.
+Run ``python benchmarks/nufft.py``; a peer that is not installed is skipped with a word. Trajectories are radial, but a
+spiral for 192×192. Rows are grouped by the accuracy that ours is asked for, and the error of the first coil is against
+the explicit transform in double precision. A gram is a Toeplitz convolution where the package has one, else forward and
+adjoint; that of "ours finufft" is forward and adjoint too, although the operator's is the convolution. Data are in
+single precision. Peers take the trajectory in it too, which puts a floor under their error whatever is asked of them;
+ours takes it in double, and so does "finufft f64", which converts the data.
 """
 
 import importlib
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from harness import Row, arguments, declare_torchvision_operators, measure, report
 
-from operators.nufft import NonUniformFourier
+from operators.nufft import Backend, NonUniformFourier
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
 
@@ -26,7 +28,7 @@ _SAMPLES_AT_ONCE = 4096
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Images ``(coil, *image_shape)`` and a radial trajectory, with what the explicit transform makes of coil 0."""
+    """Images ``(coil, *image_shape)`` and a trajectory, with what the explicit transform makes of coil 0."""
 
     name: str
     trajectory: torch.Tensor
@@ -58,27 +60,46 @@ class Candidate:
 
 def ours(case: Case, accuracy: float) -> Candidate:
     """Build the operator of this project, and its Toeplitz gram."""
-    operator = NonUniformFourier(case.trajectory, case.image_shape, n_coils=len(case.x), accuracy=accuracy)
+    operator = _operator(case, accuracy)
     return Candidate(operator, operator.adjoint, operator.toeplitz_gram())
 
 
 def ours_exact_gram(case: Case, accuracy: float) -> Candidate:
     """Build the same with AᴴA by forward and adjoint."""
-    operator = NonUniformFourier(case.trajectory, case.image_shape, n_coils=len(case.x), accuracy=accuracy)
-    return Candidate(operator, operator.adjoint, operator.gram)
+    operator = _operator(case, accuracy)
+    return Candidate(operator, operator.adjoint, lambda x: operator.adjoint(operator(x)))
+
+
+def ours_by_finufft(case: Case, accuracy: float) -> Candidate:
+    """Build the operator of this project with FINUFFT as its backend, and AᴴA by forward and adjoint."""
+    operator = _operator(case, accuracy, "finufft")
+    return Candidate(operator, operator.adjoint, lambda x: operator.adjoint(operator(x)))
+
+
+def _operator(case: Case, accuracy: float, backend: Backend = "gridding") -> NonUniformFourier:
+    return NonUniformFourier(case.trajectory, case.image_shape, n_coils=len(case.x), accuracy=accuracy, backend=backend)
 
 
 def finufft(case: Case, accuracy: float) -> Candidate:
     """Build pytorch-finufft's functions, which sort the samples at every call."""
+    return _pytorch_finufft(case, accuracy, torch.complex64)
+
+
+def finufft_double(case: Case, accuracy: float) -> Candidate:
+    """Build the same for data that are converted to double precision and back."""
+    return _pytorch_finufft(case, accuracy, torch.complex128)
+
+
+def _pytorch_finufft(case: Case, accuracy: float, dtype: torch.dtype) -> Candidate:
     functional = importlib.import_module("pytorch_finufft.functional")
-    points = case.trajectory.T.float().contiguous()
+    points = case.trajectory.T.to(dtype.to_real()).contiguous()
     options = {"modeord": 0, "eps": accuracy, "nthreads": torch.get_num_threads()}
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return functional.finufft_type2(points, x, isign=-1, **options)
+        return functional.finufft_type2(points, x.to(dtype), isign=-1, **options).to(x.dtype)
 
     def adjoint(y: torch.Tensor) -> torch.Tensor:
-        return functional.finufft_type1(points, y, case.image_shape, isign=1, **options)
+        return functional.finufft_type1(points, y.to(dtype), case.image_shape, isign=1, **options).to(y.dtype)
 
     n_pixels = math.prod(case.image_shape)
     return Candidate(forward, adjoint, lambda x: adjoint(forward(x)), n_pixels**-0.5, 1 / n_pixels)
@@ -154,6 +175,7 @@ GROUPS: Mapping[float, Mapping[str, tuple[Build, float]]] = {
     1e-3: {
         "ours": (ours, 1e-3),
         "ours AᴴA": (ours_exact_gram, 1e-3),
+        "ours finufft": (ours_by_finufft, 1e-3),
         "finufft 1e-3": (finufft, 1e-3),
         "finufft 3e-4": (finufft, 3e-4),
         "kb table": (torchkbnufft_table, 1e-3),
@@ -162,12 +184,20 @@ GROUPS: Mapping[float, Mapping[str, tuple[Build, float]]] = {
     1e-5: {
         "ours": (ours, 1e-5),
         "ours AᴴA": (ours_exact_gram, 1e-5),
+        "ours finufft": (ours_by_finufft, 1e-5),
         "finufft 1e-5": (finufft, 1e-5),
         "finufft 1e-6": (finufft, 1e-6),
         "mrpro": (mrpro, 1e-6),
         "kb sparse": (torchkbnufft_sparse, 1e-5),
     },
-    1e-6: {"ours": (ours, 1e-6), "finufft 1e-6": (finufft, 1e-6)},
+    1e-6: {
+        "ours": (ours, 1e-6),
+        "ours AᴴA": (ours_exact_gram, 1e-6),
+        "ours finufft": (ours_by_finufft, 1e-6),
+        "finufft 1e-6": (finufft, 1e-6),
+        "finufft f64": (finufft_double, 1e-6),
+        "mrpro": (mrpro, 1e-6),
+    },
 }
 
 
@@ -176,19 +206,19 @@ def main() -> None:
     options = arguments(__doc__ or "")
     rows: list[Row] = []
     if options.quick:
-        shapes = [((64, 64), 1, _radial(60, 128))]
-        groups = {accuracy: GROUPS[accuracy] for accuracy in (1e-3, 1e-5)}
+        cases = [((64, 64), 1, _radial(60, 128), (1e-3, 1e-5))]
     else:
-        shapes = [
-            ((256, 256), 8, _radial(402, 512)),
-            ((128, 128), 1, _radial(201, 256)),
-            ((64, 64, 64), 1, _radial_3d(256, 128)),
+        cases = [
+            ((256, 256), 8, _radial(402, 512), tuple(GROUPS)),
+            ((192, 192), 8, _spiral(12, 4800), tuple(GROUPS)),
+            ((128, 128), 1, _radial(201, 256), tuple(GROUPS)),
+            ((64, 64, 64), 1, _radial_3d(256, 128), tuple(GROUPS)),
+            ((64, 64, 64), 8, _radial_3d(256, 128), (1e-6,)),
         ]
-        groups = dict(GROUPS)
-    for shape, n_coils, trajectory in shapes:
+    for shape, n_coils, trajectory, accuracies in cases:
         case = _case(shape, n_coils, trajectory)
-        for accuracy, group in groups.items():
-            rows += _rows(replace(case, name=f"{case.name} {accuracy:.0e}"), group, n_rounds=5)
+        for accuracy in accuracies:
+            rows += _rows(replace(case, name=f"{case.name} {accuracy:.0e}"), GROUPS[accuracy], n_rounds=5)
     report("nufft", rows)
 
 
@@ -198,7 +228,7 @@ def _rows(case: Case, group: Mapping[str, tuple[Build, float]], n_rounds: int) -
         try:
             candidates[name] = build(case, accuracy)
         except ImportError as error:
-            print(f"{name} is not installed ({error}); skipped.")
+            print(f"{name} is skipped: {error}")
     y = NonUniformFourier(case.trajectory, case.image_shape, n_coils=len(case.x), accuracy=1e-6)(case.x)
     adjoint = _at_pixels(y[0], case)
     rows: list[Row] = []
@@ -287,6 +317,15 @@ def _radial(n_spokes: int, n_samples: int) -> torch.Tensor:
     """Spokes through the origin, uniform over half a turn."""
     angles = torch.arange(n_spokes, dtype=torch.float64)[:, None] * math.pi / n_spokes
     radii = (torch.arange(n_samples, dtype=torch.float64) - n_samples // 2) * 2 * math.pi / n_samples
+    return torch.stack((radii * angles.sin(), radii * angles.cos()), dim=-1).view(-1, 2)
+
+
+def _spiral(n_interleaves: int, n_samples: int) -> torch.Tensor:
+    """Archimedean spirals of 8 turns from the origin to the edge, at constant linear speed but for their first turn."""
+    progress = (torch.arange(n_samples, dtype=torch.float64) + 0.5) / n_samples
+    radii = math.pi * progress.sqrt()
+    starts = torch.arange(n_interleaves, dtype=torch.float64)[:, None] * 2 * math.pi / n_interleaves
+    angles = starts + 16 * math.pi * progress.sqrt()
     return torch.stack((radii * angles.sin(), radii * angles.cos()), dim=-1).view(-1, 2)
 
 
