@@ -7,10 +7,15 @@ own units, as far as k-space was covered.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+
+from mrirecon.kspace import KSpace
+from operators.fourier import Fourier
+from operators.nufft import NonUniformFourier
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -19,6 +24,127 @@ _KERNEL_POINTS = 4  # on a grid of twice the density: the kernel spans two cells
 _OVERSAMPLING = 2
 _KERNEL_SHAPE = math.pi * math.sqrt((_KERNEL_POINTS / _OVERSAMPLING) ** 2 - 1)
 _RANGE = math.pi * (1 + 1e-6)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Images of a scan that were sampled at the same positions.
+
+    Parameters
+    ----------
+    trajectory
+        Real ``(sample, dim)``, radians per pixel, with the samples that were not measured.
+    measured
+        Bool ``(sample,)``.
+    images
+        Numbers of the images, int64 ``(image,)``, counted over the flattened batch axes.
+    """
+
+    trajectory: torch.Tensor
+    measured: torch.Tensor
+    images: torch.Tensor
+
+
+def samplings(kspace: KSpace) -> list[Sampling]:
+    """Group the images of a scan by the positions at which they were measured.
+
+    Parameters
+    ----------
+    kspace
+        A scan with a trajectory.
+
+    Returns
+    -------
+    list of Sampling
+        Every image is in exactly one of them; a single entry where all images share their positions.
+
+    Raises
+    ------
+    ValueError
+        If the scan has no trajectory.
+
+    Examples
+    --------
+    >>> from mrirecon.acquisition import Acquisition
+    >>> from mrirecon.trajectory import radial
+    >>> header = Acquisition((1, 8, 8), (5.0, 80.0, 80.0), (5.0, 80.0, 80.0))
+    >>> y = torch.zeros(3, 2, 40, dtype=torch.complex64)
+    >>> [sampling.images.tolist() for sampling in samplings(KSpace(y, torch.ones(40), header, trajectory=radial(5, 8)))]
+    [[0, 1, 2]]
+    """
+    trajectory, measured = _positions_and_measured(kspace)
+    n_images = measured.shape[:-1].numel()
+    trajectory, measured = trajectory.reshape(n_images, *trajectory.shape[-2:]), measured.reshape(n_images, -1)
+    if _n_images(kspace.trajectory, 2) == _n_images(kspace.mask, 2) == 1:
+        return [Sampling(trajectory[0], measured[0], torch.arange(n_images))]
+    groups: dict[tuple[bytes, bytes], list[int]] = {}
+    for image in range(n_images):
+        key = trajectory[image].detach().cpu().numpy().tobytes(), measured[image].cpu().numpy().tobytes()
+        groups.setdefault(key, []).append(image)
+    return [Sampling(trajectory[group[0]], measured[group[0]], torch.tensor(group)) for group in groups.values()]
+
+
+def density(kspace: KSpace) -> torch.Tensor:
+    """Density compensation of a scan: the file's where it has one, otherwise by `pipe_density`.
+
+    It is computed once for each set of positions that images share. Samples that were not measured get 0, and those
+    around them count for more.
+
+    Parameters
+    ----------
+    kspace
+        A scan with a trajectory.
+
+    Returns
+    -------
+    torch.Tensor
+        Real, of the precision of the data, in cells of the Cartesian grid: ``(sample,)`` where all images share their
+        positions, otherwise ``(*batch, sample)``.
+
+    Raises
+    ------
+    ValueError
+        If the scan has no trajectory.
+
+    Examples
+    --------
+    >>> from mrirecon.acquisition import Acquisition
+    >>> from mrirecon.trajectory import epi
+    >>> header = Acquisition((1, 6, 8), (5.0, 60.0, 80.0), (5.0, 60.0, 80.0))
+    >>> y = torch.zeros(3, 2, 48, dtype=torch.complex64)
+    >>> density(KSpace(y, torch.ones(48), header, trajectory=epi(6, 8))).round(decimals=2).unique()
+    tensor([1.])
+    """
+    if kspace.dcf is None:
+        found = _computed_density(kspace)
+    else:
+        _, measured = _positions_and_measured(kspace)
+        found = kspace.dcf.to(kspace.data.real) * measured
+    shared = not any(_n_images(t, axes) > 1 for t, axes in ((kspace.trajectory, 2), (kspace.mask, 2), (kspace.dcf, 1)))
+    return found.flatten(end_dim=-2)[0] if shared and found.ndim > 1 else found
+
+
+def coil_images(kspace: KSpace) -> torch.Tensor:
+    """Image of every coil, straight from what was measured: the zero-filled inverse transform, or gridding.
+
+    Parameters
+    ----------
+    kspace
+        The scan; along a trajectory its samples are weighted by `density`.
+
+    Returns
+    -------
+    torch.Tensor
+        Complex ``(*batch, coil, [z,] y, x)``, in the units of the data.
+    """
+    if kspace.is_cartesian:
+        return Fourier(kspace.image_shape, kspace.n_dims).to(kspace.data.device).adjoint(kspace.data)
+    weighted = (kspace.data * density(kspace).unsqueeze(-2)).reshape(-1, kspace.n_coils, kspace.n_samples)
+    images = weighted.new_zeros(*weighted.shape[:2], *kspace.image_shape)
+    for group in samplings(kspace):
+        A = NonUniformFourier(group.trajectory, kspace.image_shape, n_coils=kspace.n_coils)
+        images[group.images] = A.to(weighted.device).adjoint(weighted[group.images])
+    return images.reshape(*kspace.data.shape[:-1], *kspace.image_shape)
 
 
 def radial_density(trajectory: torch.Tensor, image_shape: Sequence[int], n_samples: int) -> torch.Tensor:
@@ -87,7 +213,7 @@ def pipe_density(trajectory: torch.Tensor, image_shape: Sequence[int], n_iterati
     the weights of a complete Cartesian scan are 1. At the outer edge of the covered region, beyond which nothing
     pulls the density up, the weights exceed the areas; isolated samples get at most what the kernel covers.
 
-    The interpolation matrix is held in memory: 12 bytes × 4^d per sample.
+    The interpolation matrix and its transpose are held in memory, in single precision: 16 bytes × 4^d per sample.
 
     Parameters
     ----------
@@ -129,10 +255,36 @@ def pipe_density(trajectory: torch.Tensor, image_shape: Sequence[int], n_iterati
     matrix = _interpolation_matrix(trajectory.detach().double().cpu().numpy(), image_shape)
     transposed = matrix.T.tocsr()
     n_per_cell = _OVERSAMPLING ** len(image_shape)
-    weights = np.ones(len(trajectory))
+    weights = np.ones(len(trajectory), dtype=np.float32)
     for _ in range(n_iterations):
         weights /= n_per_cell * (matrix @ (transposed @ weights))
     return torch.from_numpy(weights).to(trajectory)
+
+
+def _positions_and_measured(kspace: KSpace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Positions ``(*batch, sample, dim)`` and which of them were measured, bool ``(*batch, sample)``, as views."""
+    if kspace.trajectory is None:
+        raise ValueError("kspace lies on the Cartesian grid; expected a scan with a trajectory.")
+    batch = tuple(kspace.data.shape[: len(kspace.batch_axes)])
+    mask = kspace.mask.broadcast_to(*batch, 1, kspace.n_samples)[..., 0, :]
+    return kspace.trajectory.broadcast_to(*batch, kspace.n_samples, kspace.n_dims), mask > 0
+
+
+def _n_images(tensor: torch.Tensor | None, n_trailing: int) -> int:
+    """Number of different images that the batch axes of a tensor tell apart, at most."""
+    return 1 if tensor is None else tensor.shape[:-n_trailing].numel()
+
+
+def _computed_density(kspace: KSpace) -> torch.Tensor:
+    """`pipe_density` of the measured samples of every image, ``(*batch, sample)``."""
+    batch = tuple(kspace.data.shape[: len(kspace.batch_axes)])
+    found = kspace.data.real.new_zeros(math.prod(batch), kspace.n_samples)
+    for group in samplings(kspace):
+        weights = found.new_zeros(kspace.n_samples)
+        if bool(group.measured.any()):
+            weights[group.measured] = pipe_density(group.trajectory[group.measured], kspace.image_shape).to(found)
+        found[group.images] = weights
+    return found.reshape(*batch, -1)
 
 
 def _check(trajectory: torch.Tensor, image_shape: Sequence[int]) -> None:
@@ -201,24 +353,29 @@ def _interpolation_matrix(trajectory: np.ndarray, image_shape: Sequence[int]) ->
     from scipy.sparse import csr_array
 
     n_samples = len(trajectory)
-    index = np.zeros((n_samples, 1), dtype=np.int64)
-    weight = np.ones((n_samples, 1))
+    n_grid = math.prod(_OVERSAMPLING * n for n in image_shape)
+    n_entries = n_samples * _KERNEL_POINTS ** len(image_shape)
+    integer = np.int32 if max(n_grid, n_entries) < 2**31 else np.int64
+    index = np.zeros((n_samples, 1), dtype=integer)
+    weight = np.ones((n_samples, 1), dtype=np.float32)
     for axis, n in enumerate(image_shape):
         size = _OVERSAMPLING * n
         points, values = _kernel_row(trajectory[:, axis] * size / (2 * math.pi))
-        index = (index[:, :, None] * size + (points % size)[:, None, :]).reshape(n_samples, -1)
+        points, values = (points % size).astype(integer), values.astype(np.float32)
+        index = (index[:, :, None] * integer(size) + points[:, None, :]).reshape(n_samples, -1)
         weight = (weight[:, :, None] * values[:, None, :]).reshape(n_samples, -1)
-    n_grid = math.prod(_OVERSAMPLING * n for n in image_shape)
-    starts = np.arange(n_samples + 1) * index.shape[1]
+    starts = np.arange(0, n_entries + 1, index.shape[1], dtype=integer)
     return csr_array((weight.ravel(), index.ravel(), starts), shape=(n_samples, n_grid))
 
 
 def _kernel_row(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Grid points around each position and their weights, both ``(sample, point)``."""
+    from scipy.special import i0
+
     half = _KERNEL_POINTS / 2
     points = np.ceil(position - half).astype(np.int64)[:, None] + np.arange(_KERNEL_POINTS)
     distance = (points - position[:, None]) / half
     # Less its value at the edge: continuous, so that rounding a position changes nothing. The transform of what is
     # subtracted, a box of two cells, is zero one field of view from the centre, too.
-    values = np.i0(_KERNEL_SHAPE * np.sqrt(np.clip(1 - distance**2, 0, None))) - 1
+    values = i0(_KERNEL_SHAPE * np.sqrt(np.clip(1 - distance**2, 0, None))) - 1
     return points, values / values.sum(-1, keepdims=True)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
 
 from operators.decision import Decision
 from operators.errors import InputError
+from operators.nufft import Backend, NonUniformFourier, StackedNonUniformFourier
 
 TrajectoryUnit = Literal["cycles-per-pixel", "radians-per-pixel", "index", "1/m"]
 
@@ -73,8 +75,8 @@ def spiral(n_interleaves: int, n_samples: int, n_turns: float, *, density: float
 
     (kx, ky) = π τ^density (cos φ, sin φ) with φ = 2π (n_turns τ + interleaf/n_interleaves). With ``density`` 1 the
     spiral is Archimedean: its turns are equally far apart, and k-space is fully sampled for an image of n pixels when
-    n_interleaves · n_turns ≥ n/2. Sample i of an arm lies at τ = (i/n_samples)^(1/(1 + density)), which moves along
-    the arm at nearly constant speed, as a gradient limited by its amplitude does.
+    n_interleaves · n_turns ≥ n/2. The samples of an arm are equally far apart along it, at i/n_samples of its length,
+    as with a gradient at its largest amplitude.
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ def spiral(n_interleaves: int, n_samples: int, n_turns: float, *, density: float
     for name, value in (("n_turns", n_turns), ("density", density)):
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name} is {value}; expected a positive, finite number.")
-    progress = _unit_time(n_samples) ** (1 / (1 + density))
+    progress = _at_equal_lengths(n_samples, n_turns, density)
     start = torch.arange(n_interleaves, dtype=torch.float64)[:, None] / n_interleaves
     return _as_trajectory(_polar(math.pi * progress**density, 2 * math.pi * (n_turns * progress + start)))
 
@@ -242,6 +244,68 @@ def epi(n_lines: int, n_samples: int, *, n_shots: int = 1) -> torch.Tensor:
     return _as_trajectory(torch.stack(lines))
 
 
+def as_stack(trajectory: torch.Tensor, image_shape: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Recognise a three-dimensional scan that repeats one plane in Cartesian partitions, partition after partition.
+
+    Parameters
+    ----------
+    trajectory
+        Real, ``(sample, 3)``, radians per pixel, axes ``(kz, ky, kx)``.
+    image_shape
+        Pixels of the image, ``(z, y, x)``.
+
+    Returns
+    -------
+    tuple of torch.Tensor or None
+        The plane ``(sample of a partition, 2)`` and the index of each measured partition on the grid of kz, int64, in
+        the order of the samples; ``None`` if this is no such scan.
+
+    Examples
+    --------
+    >>> plane, partitions = as_stack(stack_of_stars(2, 3, 4), (2, 4, 4))
+    >>> plane.shape, partitions
+    (torch.Size([12, 2]), tensor([0, 1]))
+    """
+    n_z = image_shape[0]
+    kz = trajectory[:, 0].double() * (n_z / (2 * math.pi))
+    index = kz.round()
+    n_partitions = 1 + int((index.diff() != 0).sum())
+    if len(trajectory) % n_partitions or bool(((kz - index).abs() > _ROUNDING).any()):
+        return None
+    index = index.reshape(n_partitions, -1)
+    planes = trajectory[:, 1:].reshape(n_partitions, -1, 2)
+    partitions = (index[:, 0].long() + n_z // 2) % n_z
+    alike = bool((index == index[:, :1]).all()) and bool(((planes - planes[0]).abs() < _ROUNDING).all())
+    return (planes[0], partitions) if alike else None
+
+
+def non_uniform_fourier(
+    trajectory: torch.Tensor, image_shape: Sequence[int], *, n_coils: int, accuracy: float
+) -> NonUniformFourier | StackedNonUniformFourier:
+    """The transform of a scan along a trajectory; of a plane in every partition where it is a stack.
+
+    In three dimensions FINUFFT makes it where that is installed and the trajectory is on the CPU: it is faster there.
+
+    Parameters
+    ----------
+    trajectory
+        Real, ``(*batch, sample, dim)``, radians per pixel, axes ``([kz,] ky, kx)``.
+    image_shape
+        Pixels of the image, ``([z,] y, x)``.
+    n_coils
+        Number of coils.
+    accuracy
+        Relative error that is asked for.
+    """
+    stack = as_stack(trajectory, image_shape) if trajectory.ndim == 2 and len(image_shape) == 3 else None
+    if stack is None:
+        faster = len(image_shape) == 3 and trajectory.device.type == "cpu" and find_spec("finufft") is not None
+        backend: Backend = "finufft" if faster else "gridding"
+        return NonUniformFourier(trajectory, image_shape, n_coils=n_coils, accuracy=accuracy, backend=backend)
+    plane, partitions = stack
+    return StackedNonUniformFourier(plane, image_shape, partitions=partitions, n_coils=n_coils, accuracy=accuracy)
+
+
 def in_radians_per_pixel(
     trajectory: torch.Tensor,
     image_shape: Sequence[int],
@@ -270,7 +334,7 @@ def in_radians_per_pixel(
     Returns
     -------
     trajectory
-        Float32, of the same shape, radians per pixel in [−π, π).
+        Float64, of the same shape, radians per pixel in [−π, π).
     decision
         The unit, with a warning if k-space is filled to less than half, where the decision is doubtful.
 
@@ -288,7 +352,7 @@ def in_radians_per_pixel(
     --------
     >>> k, decision = in_radians_per_pixel(torch.tensor([[-0.5, 0.0], [0.25, 0.0]]), (64, 64), None)
     >>> k[:, 0], decision.value
-    (tensor([-3.1416,  1.5708]), 'cycles-per-pixel')
+    (tensor([-3.1416,  1.5708], dtype=torch.float64), 'cycles-per-pixel')
     """
     _check_given(trajectory, image_shape, fov_mm, unit)
     reach = _reach(trajectory)
@@ -304,7 +368,8 @@ def in_radians_per_pixel(
             f"The trajectory, read in {unit}, reaches {float(reach_rad.max()):.4g} rad per pixel, beyond π; "
             f"give another unit or field of view, or an image of at least {_by(needed)} pixels."
         )
-    converted = _as_trajectory(trajectory.double() * scale.to(trajectory.device), flat=False)
+    largest = math.nextafter(math.pi, 0)
+    converted = (trajectory.double() * scale.to(trajectory.device)).clamp(-largest, largest)
     return converted, _decision(unit, known, float(reach.max()), float(reach_rad.max()))
 
 
@@ -358,8 +423,8 @@ def _radians_per_unit(unit: TrajectoryUnit, image_shape: Sequence[int], fov_mm: 
         return per_index
     if fov_mm is None or not all(size > 0 and math.isfinite(size) for size in fov_mm):
         raise InputError(
-            f"The trajectory is in 1/m, which needs a positive field of view, but that is {fov_mm}; give it in mm, "
-            "or name another unit."
+            f"The trajectory is in 1/m, which needs a positive field of view, but that is {fov_mm}; give the "
+            "voxel size (--voxel-mm), or name another unit."
         )
     return per_index * torch.tensor(fov_mm, dtype=torch.float64) / 1000
 
@@ -390,6 +455,19 @@ def _polar(radius: torch.Tensor, angle_rad: torch.Tensor) -> torch.Tensor:
     return torch.stack((radius * angle_rad.sin(), radius * angle_rad.cos()), -1)
 
 
+def _at_equal_lengths(n_samples: int, n_turns: float, density: float) -> torch.Tensor:
+    """τ of the samples of a spiral arm; its length grows by π τ^(d − 1) √(d² + (2π n_turns τ)²) dτ."""
+    # In u = τ^d, dτ τ^(d − 1) = du/d: the integrand stays finite at the centre.
+    u = torch.linspace(0, 1, 64 * n_samples + 1, dtype=torch.float64)
+    speed = (density**2 + (2 * math.pi * n_turns * u ** (1 / density)).square()).sqrt()
+    length = torch.cumulative_trapezoid(speed, u)
+    length = torch.cat((length.new_zeros(1), length / length[-1]))
+    wanted = _unit_time(n_samples)
+    after = torch.searchsorted(length, wanted, right=True).clamp(1, len(u) - 1)
+    share = (wanted - length[after - 1]) / (length[after] - length[after - 1])
+    return (u[after - 1] + share * (u[after] - u[after - 1])) ** (1 / density)
+
+
 def _centred_positions(n: int) -> torch.Tensor:
     return 2 * math.pi * (torch.arange(n, dtype=torch.float64) - n // 2) / n
 
@@ -398,10 +476,9 @@ def _unit_time(n_samples: int) -> torch.Tensor:
     return torch.arange(n_samples, dtype=torch.float64) / n_samples
 
 
-def _as_trajectory(positions: torch.Tensor, *, flat: bool = True) -> torch.Tensor:
+def _as_trajectory(positions: torch.Tensor) -> torch.Tensor:
     """Float32 inside [−π, π): rounding to float32 alone would put π and −π outside."""
-    positions = positions.flatten(0, -2) if flat else positions
-    return positions.to(torch.float32).clamp(-_LARGEST_FLOAT32, _LARGEST_FLOAT32)
+    return positions.flatten(0, -2).to(torch.float32).clamp(-_LARGEST_FLOAT32, _LARGEST_FLOAT32)
 
 
 def _require(**counts: tuple[int, int]) -> None:

@@ -4,7 +4,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from mrirecon.trajectory import TrajectoryUnit, epi, in_radians_per_pixel, radial, rosette, spiral, stack_of_stars
+from mrirecon.trajectory import (
+    TrajectoryUnit,
+    as_stack,
+    epi,
+    in_radians_per_pixel,
+    radial,
+    rosette,
+    spiral,
+    stack_of_stars,
+)
 from operators.errors import InputError
 
 GENERATED = {
@@ -97,9 +106,11 @@ def _radii_crossing_positive_kx(arm: torch.Tensor) -> torch.Tensor:
     return arm[2:][crosses].norm(dim=-1)
 
 
-def test_a_spiral_moves_at_nearly_constant_speed() -> None:
-    speed = spiral(1, 2000, 10).double().diff(dim=0).norm(dim=-1)[100:]
-    assert float(speed.max() / speed.min()) < 1.05
+@pytest.mark.parametrize(("n_turns", "density"), [(10, 1.0), (0.5, 1.0), (4, 2.0)])
+def test_a_spiral_moves_at_constant_speed(n_turns: float, density: float) -> None:
+    speed = spiral(1, 2000, n_turns, density=density).double().diff(dim=0).norm(dim=-1)
+    assert float(speed.max() / speed[3:].min()) < 1.02
+    assert float(speed.max() / speed.min()) < 1.15  # the first chords cut the corner where the arm bends most
 
 
 def test_petals_of_a_rosette_point_in_distinct_even_directions() -> None:
@@ -109,6 +120,28 @@ def test_petals_of_a_rosette_point_in_distinct_even_directions() -> None:
     torch.testing.assert_close(tips.norm(dim=-1), torch.full((12,), math.pi, dtype=torch.float64))
     angles = (torch.rad2deg(torch.atan2(tips[:, 0], tips[:, 1])) % 360).sort().values
     torch.testing.assert_close(angles.diff(), torch.full((11,), 30.0, dtype=torch.float64), rtol=0, atol=1e-4)
+
+
+def test_a_stack_is_recognised_by_its_partitions_and_its_plane() -> None:
+    k = stack_of_stars(4, 5, 6)
+    found = as_stack(k, (4, 6, 6))
+    assert found is not None
+    plane, partitions = found
+    torch.testing.assert_close(plane, radial(5, 6), rtol=0, atol=1e-6)
+    assert partitions.tolist() == [0, 1, 2, 3]
+    some = as_stack(torch.cat((k[60:90], k[30:60], k[60:90])), (4, 6, 6))
+    assert some is not None
+    assert some[1].tolist() == [2, 1, 2]
+
+
+def test_what_is_no_stack_is_not_taken_for_one() -> None:
+    k = stack_of_stars(4, 5, 6)
+    assert as_stack(radial(20, 6, n_dims=3), (6, 6, 6)) is None
+    assert as_stack(k, (5, 6, 6)) is None  # off the grid of kz
+    assert as_stack(k[:-6], (4, 6, 6)) is None  # a spoke is missing
+    turned = k.clone()
+    turned[30:, 1:] = -turned[30:, 1:].flip(-1)
+    assert as_stack(turned, (4, 6, 6)) is None
 
 
 def test_a_stack_of_stars_repeats_one_star_in_every_partition() -> None:
@@ -150,7 +183,7 @@ def test_impossible_trajectories_are_refused(call: Callable[[], object], message
 
 
 SHAPE, FOV_MM = (32, 48), (160.0, 240.0)
-INDEX = torch.tensor([[-16.0, 3.0], [7.5, -24.0], [0.0, 23.0], [4.0, 0.0]])
+INDEX = torch.tensor([[-16.0, 3.0], [7.5, -24.0], [0.0, 23.0], [4.0, 0.0]], dtype=torch.float64)
 AS_RADIANS = INDEX * 2 * math.pi / torch.tensor(SHAPE)
 IN_UNIT = {
     "cycles-per-pixel": INDEX / torch.tensor(SHAPE),
@@ -164,8 +197,8 @@ IN_UNIT = {
 @pytest.mark.parametrize("given", [False, True])
 def test_each_unit_is_recognised_and_converted(unit: TrajectoryUnit, given: bool) -> None:
     k, decision = in_radians_per_pixel(IN_UNIT[unit], SHAPE, FOV_MM, unit=unit if given else None)
-    torch.testing.assert_close(k, AS_RADIANS)
-    assert bool((k.double() >= -math.pi).all())
+    torch.testing.assert_close(k, AS_RADIANS, rtol=1e-7, atol=0)
+    assert bool((k >= -math.pi).all())
     assert (decision.name, decision.value, decision.override) == ("trajectory_unit", unit, "--trajectory-unit")
     assert decision.reason.startswith("Given" if given else "The largest coordinate")
     assert not decision.warning
@@ -179,7 +212,7 @@ def test_a_limit_belongs_to_the_unit_below_it_despite_rounding(largest: float, u
 
 
 def test_the_unit_can_be_overridden_and_a_doubtful_one_warns() -> None:
-    k = torch.tensor([[0.4, 0.0], [0.0, -0.1]])
+    k = torch.tensor([[0.4, 0.0], [0.0, -0.1]], dtype=torch.float64)
     decided, _ = in_radians_per_pixel(k, (32, 32), None)
     overridden, decision = in_radians_per_pixel(k, (32, 32), None, unit="radians-per-pixel")
     torch.testing.assert_close(decided, 2 * math.pi * k)
@@ -192,8 +225,8 @@ def test_the_unit_can_be_overridden_and_a_doubtful_one_warns() -> None:
 def test_batches_and_three_dimensions_keep_their_shape() -> None:
     k = radial(4, 8, n_dims=3).reshape(2, 16, 3).double()
     converted, decision = in_radians_per_pixel(k, (8, 8, 8), None)
-    assert (converted.dtype, converted.shape, decision.value) == (torch.float32, k.shape, "radians-per-pixel")
-    torch.testing.assert_close(converted.double(), k)
+    assert (converted.dtype, converted.shape, decision.value) == (torch.float64, k.shape, "radians-per-pixel")
+    torch.testing.assert_close(converted, k, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
