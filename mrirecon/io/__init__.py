@@ -32,7 +32,7 @@ def read(path: Path | str, options: ReadOptions = _DEFAULTS) -> "KSpace":
     ----------
     path
         The file: ISMRMRD, fastMRI, M4Raw, Siemens twix, BART (either of the two files), MATLAB 5 and 7.3, numpy, or
-        HDF5 with one complex array. Its name does not matter.
+        HDF5 with one complex array, Cartesian or with a trajectory. Its name does not matter.
     options
         Overrides of the decisions that reading takes.
 
@@ -44,9 +44,15 @@ def read(path: Path | str, options: ReadOptions = _DEFAULTS) -> "KSpace":
     Raises
     ------
     InputError
-        If there is no such file, its format is unknown, it is damaged, or it holds no Cartesian k-space.
+        If there is no such file, its format is unknown, it is damaged, or it holds no k-space that can be placed.
     """
-    module, function = _READERS[sniff(path)]
+    format_name = sniff(path)
+    if options.trajectory is not None and format_name in ("ISMRMRD", "fastMRI", "Siemens twix"):
+        raise InputError(
+            f"{path} is {format_name}, whose samples lie where the file itself says; leave --trajectory-file out, "
+            f"which is for arrays."
+        )
+    module, function = _READERS[format_name]
     kspace: KSpace = getattr(importlib.import_module(module), function)(Path(path), options)
     if not kspace.data.isfinite().all():
         raise InputError(f"{path} has samples so large that their sums overflow (3e38); scale them down first.")

@@ -20,8 +20,12 @@ from operators.voxel_grid import Triple
 
 FourierSign = Literal["inverse", "forward"]
 
+TRAJECTORY_NAMES = ("trajectory", "traj", "ktraj", "k", "coords")
+"""What arrays that hold a trajectory are called, in lower case."""
+BATCH_AXES = ("repetition", "contrast", "slice")
+"""Leading axes of every array once its averages are gone, whether they stay or not."""
+
 _AXES = ("repetition", "average", "contrast", "slice", "coil", "kz", "ky", "kx")
-_BATCH_AXES = ("repetition", "contrast", "slice")
 _SMALLEST_MATRIX = 4
 _MOST_COILS = 64
 # A scan of thousands of samples holds a handful of exact zeros where the converter reads nothing; an undersampled one
@@ -47,6 +51,8 @@ class ArrayLayout:
         Whether a person should look at the axes.
     orientation, orientation_reason
         How the image lies with respect to the file, and why; ``None`` where nothing is known.
+    readout
+        Axis along which the samples of a line follow one another in time.
     """
 
     axes: tuple[str, ...]
@@ -58,6 +64,7 @@ class ArrayLayout:
     axes_doubtful: bool = False
     orientation: str | None = None
     orientation_reason: str = ""
+    readout: Literal["ky", "kx"] = "kx"
 
 
 def choose_array(
@@ -70,7 +77,7 @@ def choose_array(
     arrays
         What the file holds.
     options
-        ``variable`` decides; otherwise the largest complex array is taken.
+        ``variable`` decides; otherwise the largest complex array is taken that is not called a trajectory.
     path
         The file, for messages.
 
@@ -88,6 +95,7 @@ def choose_array(
     if not arrays:
         raise InputError(f"{path} holds no array; k-space is one complex array.")
     candidates = [array for array in arrays if array.is_complex]
+    candidates = [array for array in candidates if short_name(array) not in TRAJECTORY_NAMES] or candidates
     if options.variable is not None:
         candidates = [array for array in arrays if array.name.strip("/") == options.variable.strip("/")]
         if not candidates:
@@ -106,6 +114,11 @@ def choose_array(
     return chosen, (Decision("variable", chosen.name, reason, "--variable", warning=True),)
 
 
+def short_name(array: StoredArray) -> str:
+    """The last part of an array's name, in lower case."""
+    return array.name.rsplit("/", 1)[-1].lower()
+
+
 def check_complex(array: StoredArray, path: Path) -> None:
     """Refuse an array that cannot be k-space because of what it holds.
 
@@ -119,6 +132,27 @@ def check_complex(array: StoredArray, path: Path) -> None:
             f"{array} in {path} is not complex; k-space is: combine its parts as real + 1j * imaginary and store that "
             f"as one array. (A magnitude image cannot be reconstructed again.)"
         )
+
+
+def check_cartesian_options(options: ReadOptions, source: str) -> None:
+    """Refuse options that only a trajectory needs, for an array that is read as Cartesian.
+
+    Raises
+    ------
+    InputError
+        If there are any.
+    """
+    for name, flag in (
+        ("trajectory", "--trajectory-file"),
+        ("matrix", "--matrix"),
+        ("trajectory_unit", "--trajectory-unit"),
+        ("trajectory_axes", "--trajectory-axes"),
+    ):
+        if getattr(options, name) is not None:
+            raise InputError(
+                f"{source} is read as a Cartesian scan, for which {flag} has no meaning; leave it out, or see that the "
+                f"file or --trajectory-file gives a trajectory."
+            )
 
 
 def check_array_memory(array: StoredArray, options: ReadOptions, path: Path) -> None:
@@ -153,11 +187,11 @@ def layout_by_shape(shape: tuple[int, ...], options: ReadOptions, path: Path) ->
     return ArrayLayout(axes, reason, axes_doubtful=True)
 
 
-def axes_needed(shape: tuple[int, ...], path: Path, example: str) -> str:
+def axes_needed(shape: tuple[int, ...], path: Path | str, example: str, known: Sequence[str] = _AXES) -> str:
     """Say that the axes of an array cannot be guessed, and how to give them."""
     return (
         f"The axes of the array of shape {shape} in {path} are not evident; name them in the order of the file, "
-        f"such as --axes {example} (of {', '.join(_AXES)})."
+        f"such as --axes {example} (of {', '.join(known)})."
     )
 
 
@@ -192,31 +226,30 @@ def kspace_from_array(
     Raises
     ------
     InputError
-        If the array is not complex, not finite, too small, all zero, or does not fit its axes.
+        If the array is not complex, not finite, too small, all zero, or does not fit its axes, or if options are given
+        that only a trajectory needs.
     """
-    if array.dtype.kind != "c":
-        raise InputError(f"{source} is {array.dtype}; k-space is complex: combine real + 1j * imaginary first.")
-    axes = _checked_axes(options.axes or layout.axes, array.shape, source)
-    samples = _single_precision(array, axes, source)
-    sign = options.fourier_sign or layout.fourier_sign
-    if sign not in ("inverse", "forward"):
-        raise InputError(f"The Fourier sign is {sign!r}; expected 'inverse' or 'forward'.")
-    if sign == "forward":
-        samples = samples.conj().resolve_conj()
+    check_cartesian_options(options, source)
+    axes = options.axes or layout.axes
+    check_axes(axes, array.shape, source, known=_AXES)
+    _check_grid(axes, array.shape, source)
+    samples = single_precision(array, axes, options.fourier_sign or layout.fourier_sign, source)
     data, n_dims = _in_canonical_order(samples, axes, source)
     mask, mask_decision = measured(data, n_dims, source)
-    data, mask, averages = _without_averages(data, mask, average=options.average)
+    data, mask, averages = without_averages(data, mask, average=options.average)
     data, mask, batch_axes = _without_single_axes(data, mask, n_dims)
-    acquisition = _acquisition(data, n_dims, options.voxel_mm or layout.voxel_mm)
+    shape = tuple(data.shape[-n_dims:])
+    n_slices = 1 if n_dims == 3 else data.shape[-4]
     return KSpace(
         data=data,
         mask=mask,
-        acquisition=acquisition,
+        acquisition=header(shape, n_slices, options.voxel_mm or layout.voxel_mm),
         batch_axes=batch_axes,
         n_dims=n_dims,
+        readout=layout.readout,
         decisions=(
             *decisions,
-            *_layout_decisions(layout, options, axes),
+            *layout_decisions(layout, options, axes),
             *averages,
             mask_decision,
             *peak_decision(data, n_dims),
@@ -293,11 +326,17 @@ def peak_decision(data: torch.Tensor, n_dims: int) -> tuple[Decision, ...]:
     return (Decision("kspace_peak", value, "The largest sample is off the centre of the grid; nothing was moved."),)
 
 
-def _checked_axes(axes: Sequence[str], shape: tuple[int, ...], source: str) -> tuple[str, ...]:
-    axes = tuple(axes)
-    unknown = [axis for axis in axes if axis not in _AXES]
+def check_axes(axes: tuple[str, ...], shape: tuple[int, ...], source: str, *, known: Sequence[str]) -> None:
+    """Refuse names of axes that are unknown, repeated, or too few or too many for an array.
+
+    Raises
+    ------
+    InputError
+        If so.
+    """
+    unknown = [axis for axis in axes if axis not in known]
     if unknown:
-        raise InputError(f"{unknown[0]!r} is not an axis of k-space; expected names from {', '.join(_AXES)}.")
+        raise InputError(f"{unknown[0]!r} is not an axis of k-space; expected names from {', '.join(known)}.")
     if len(set(axes)) != len(axes):
         raise InputError(f"The axes {','.join(axes)} name one axis twice; every axis has a meaning of its own.")
     if len(axes) != len(shape):
@@ -305,6 +344,83 @@ def _checked_axes(axes: Sequence[str], shape: tuple[int, ...], source: str) -> t
             f"{source} has {len(shape)} axes of shape {shape}, but {len(axes)} are named ({','.join(axes)}); name each "
             f"with --axes in the order of the file."
         )
+
+
+def single_precision(array: NDArray[Any], axes: tuple[str, ...], sign: FourierSign, source: str) -> torch.Tensor:
+    """Complex64 samples of which the image is the inverse transform.
+
+    Parameters
+    ----------
+    array
+        Complex, of any precision.
+    axes
+        What an index along each axis is called, for messages.
+    sign
+        ``"forward"`` conjugates.
+    source
+        What the array is, for messages.
+
+    Raises
+    ------
+    InputError
+        If the array is not complex or not finite, or lies beyond single precision.
+    """
+    if array.dtype.kind != "c":
+        raise InputError(f"{source} is {array.dtype}; k-space is complex: combine real + 1j * imaginary first.")
+    if sign not in ("inverse", "forward"):
+        raise InputError(f"The Fourier sign is {sign!r}; expected 'inverse' or 'forward'.")
+    check_finite(array, list(axes), what=source)
+    with np.errstate(over="ignore", under="ignore"):
+        samples = np.ascontiguousarray(array, dtype=np.complex64)
+    if not np.isfinite(samples).all():
+        raise InputError(f"{source} has samples beyond the range of single precision (3e38); scale it down first.")
+    if not samples.any() and array.any():
+        raise InputError(f"{source} has only samples below the range of single precision (1e-38); scale it up first.")
+    if not samples.flags.writeable:
+        samples = samples.copy()
+    tensor = torch.from_numpy(samples)
+    return tensor.conj().resolve_conj() if sign == "forward" else tensor
+
+
+def kept_batch_axes(shape: tuple[int, ...], n_dims: int) -> list[int]:
+    """Which of the leading axes ``BATCH_AXES`` stay: those larger than 1, and the slices of two-dimensional data."""
+    return [dim for dim, name in enumerate(BATCH_AXES) if shape[dim] > 1 or (name == "slice" and n_dims == 2)]
+
+
+def header(image_shape: tuple[int, ...], n_slices: int, voxel_mm: Triple) -> Acquisition:
+    """The header of a scan without geometry: identity directions, and the centre of the stack at the origin.
+
+    Parameters
+    ----------
+    image_shape
+        Pixels of one image, ``([z,] y, x)``.
+    n_slices
+        Number of slices of a stack; 1 for a volume.
+    voxel_mm
+        Voxel size (column, row, slice), in mm.
+
+    Raises
+    ------
+    InputError
+        If the voxel size is not three positive numbers.
+    """
+    if len(voxel_mm) != 3 or not all(np.isfinite(d) and d > 0 for d in voxel_mm):
+        raise InputError(f"The voxel size is {voxel_mm}; expected three positive numbers dx, dy, dz in mm.")
+    d_x, d_y, d_z = voxel_mm
+    n_y, n_x = image_shape[-2:]
+    volume = len(image_shape) == 3
+    n_z = image_shape[0] if volume else 1
+    fov_mm = (n_z * d_z, n_y * d_y, n_x * d_x)
+    return Acquisition(
+        encoded_shape=(n_z, n_y, n_x),
+        encoded_fov_mm=fov_mm,
+        recon_fov_mm=fov_mm,
+        slice_positions_mm=tuple((0.0, 0.0, (i - n_slices // 2) * d_z) for i in range(n_slices)),
+        slice_spacing_mm=None if volume else d_z,
+    )
+
+
+def _check_grid(axes: tuple[str, ...], shape: tuple[int, ...], source: str) -> None:
     for axis in ("ky", "kx"):
         if axis not in axes:
             raise InputError(f"The axes {','.join(axes)} lack {axis}; a Cartesian scan has ky and kx.")
@@ -316,20 +432,6 @@ def _checked_axes(axes: Sequence[str], shape: tuple[int, ...], source: str) -> t
             )
     if 0 in shape:
         raise InputError(f"{source} has shape {shape}; it is empty.")
-    return axes
-
-
-def _single_precision(array: NDArray[Any], axes: tuple[str, ...], source: str) -> torch.Tensor:
-    check_finite(array, list(axes), what=source)
-    with np.errstate(over="ignore", under="ignore"):
-        samples = np.ascontiguousarray(array, dtype=np.complex64)
-    if not np.isfinite(samples).all():
-        raise InputError(f"{source} has samples beyond the range of single precision (3e38); scale it down first.")
-    if not samples.any() and array.any():
-        raise InputError(f"{source} has only samples below the range of single precision (1e-38); scale it up first.")
-    if not samples.flags.writeable:
-        samples = samples.copy()
-    return torch.from_numpy(samples)
 
 
 def _in_canonical_order(samples: torch.Tensor, axes: tuple[str, ...], source: str) -> tuple[torch.Tensor, int]:
@@ -347,10 +449,23 @@ def _in_canonical_order(samples: torch.Tensor, axes: tuple[str, ...], source: st
     return data.contiguous(), n_dims
 
 
-def _without_averages(
+def without_averages(
     data: torch.Tensor, mask: torch.Tensor, *, average: bool
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[Decision, ...]]:
-    """Average over the measured samples of axis 1, or append it to the repetitions of axis 0."""
+    """Average over the measured samples of axis 1, or append it to the repetitions of axis 0.
+
+    Parameters
+    ----------
+    data, mask
+        ``(repetition, average, …)``.
+    average
+        Whether to average.
+
+    Returns
+    -------
+    data, mask, decisions
+        ``(repetition, …)``, and what was done where there was more than one average.
+    """
     n_averages = data.shape[1]
     if n_averages == 1:
         return data[:, 0], mask[:, 0], ()
@@ -366,34 +481,18 @@ def _without_single_axes(
     data: torch.Tensor, mask: torch.Tensor, n_dims: int
 ) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:
     """Drop the batch axes (repetition, contrast, slice) of size 1, except the slice axis of two-dimensional data."""
-    kept = [dim for dim, name in enumerate(_BATCH_AXES) if data.shape[dim] > 1 or (name == "slice" and n_dims == 2)]
+    kept = kept_batch_axes(tuple(data.shape), n_dims)
     batch = [data.shape[dim] for dim in kept]
-    n_batch = len(_BATCH_AXES)
+    n_batch = len(BATCH_AXES)
     return (
         data.reshape(*batch, *data.shape[n_batch:]),
         mask.reshape(*batch, *mask.shape[n_batch:]),
-        tuple(_BATCH_AXES[dim] for dim in kept),
+        tuple(BATCH_AXES[dim] for dim in kept),
     )
 
 
-def _acquisition(data: torch.Tensor, n_dims: int, voxel_mm: Triple) -> Acquisition:
-    if len(voxel_mm) != 3 or not all(np.isfinite(d) and d > 0 for d in voxel_mm):
-        raise InputError(f"The voxel size is {voxel_mm}; expected three positive numbers dx, dy, dz in mm.")
-    d_x, d_y, d_z = voxel_mm
-    n_y, n_x = data.shape[-2:]
-    n_z = data.shape[-3] if n_dims == 3 else 1
-    fov_mm = (n_z * d_z, n_y * d_y, n_x * d_x)
-    n_slices = 1 if n_dims == 3 else data.shape[-4]
-    return Acquisition(
-        encoded_shape=(n_z, n_y, n_x),
-        encoded_fov_mm=fov_mm,
-        recon_fov_mm=fov_mm,
-        slice_positions_mm=tuple((0.0, 0.0, (i - n_slices // 2) * d_z) for i in range(n_slices)),
-        slice_spacing_mm=None if n_dims == 3 else d_z,
-    )
-
-
-def _layout_decisions(layout: ArrayLayout, options: ReadOptions, axes: tuple[str, ...]) -> tuple[Decision, ...]:
+def layout_decisions(layout: ArrayLayout, options: ReadOptions, axes: tuple[str, ...]) -> tuple[Decision, ...]:
+    """What was decided about the axes, the Fourier sign, the voxel size and the geometry, for the log."""
     given = "It was asked for."
     size = options.voxel_mm or layout.voxel_mm
     decisions = [

@@ -19,7 +19,7 @@ from operators.io.hdf5 import check_memory
 
 
 def check_cartesian(facts: HeaderFacts, log: list[Decision]) -> None:
-    """Refuse scans that are not Cartesian; log where the header is silent or the scan is echo-planar.
+    """Refuse scans without positions that are not Cartesian; log where the header is silent or the scan echo-planar.
 
     Raises
     ------
@@ -34,13 +34,13 @@ def check_cartesian(facts: HeaderFacts, log: list[Decision]) -> None:
         log.append(Decision("trajectory", "cartesian", reason, warning=True))
     elif facts.trajectory != "cartesian":
         raise InputError(
-            f"The scan's trajectory is {facts.trajectory[:40]!r}; radial, spiral and other non-Cartesian scans are not "
-            f"supported yet, only Cartesian ones are."
+            f"The scan's trajectory is {facts.trajectory[:40]!r}, but its lines do not hold the positions of their "
+            f"samples; give an ISMRMRD file with trajectories, or a Cartesian scan."
         )
 
 
 def check_scan_memory(heads: Heads, plan: Plan, options: ReadOptions, path: Path | str) -> None:
-    """Refuse a scan that needs too much memory: sum and count on the grid, and two copies of the lines.
+    """Refuse a scan that needs too much memory: sum and count on the grid, two copies of the lines, the trajectory.
 
     Raises
     ------
@@ -50,6 +50,8 @@ def check_scan_memory(heads: Heads, plan: Plan, options: ReadOptions, path: Path
     n_grids = 2 if len(plan.calibration) else 1
     grid_bytes = n_grids * math.prod((*plan.batch_shape, *plan.shape)) * (8 * int(heads.n_coils[plan.imaging[0]]) + 4)
     line_bytes = 2 * 8 * int((heads.n_samples * heads.n_coils).sum())
+    if plan.trajectory is not None:
+        line_bytes += 2 * plan.trajectory.nbytes
     check_memory(grid_bytes + line_bytes, 1, options.memory_limit_bytes, what=f"The scan in {path}")
 
 
@@ -93,6 +95,9 @@ def kspace_from_lines(
 ) -> KSpace:
     """Place lines on the grid, then decide the Fourier sign, remove over-sampling and set the person's voxel size.
 
+    With a trajectory the readouts of an image follow one another, in the order of their recording, and nothing is
+    cropped: the positions say what is measured.
+
     Parameters
     ----------
     samples
@@ -113,13 +118,15 @@ def kspace_from_lines(
     """
     total, count = _on_grid(samples, heads, plan, plan.imaging)
     _report_repetitions(heads, plan, log)
-    calibration = None
+    calibration = trajectory = readout_length = columns = None
     if len(plan.calibration):
         calibration = _unfolded(_mean(*_on_grid(samples, heads, plan, plan.calibration)), plan)
-    mask = torch.from_numpy((count > 0).astype(np.float32)[:, None])
+    if plan.trajectory is not None:
+        columns, readout_length = _measured_columns(count, heads.n_samples[plan.imaging])
+        trajectory = plan.trajectory.flatten(-3, -2)[..., columns, :]
     kspace = KSpace(
-        data=_unfolded(_mean(total, count), plan),
-        mask=mask.reshape(*plan.batch_shape, 1, *plan.shape[-plan.n_dims :]),
+        data=_unfolded(_mean(total, count), plan, columns),
+        mask=_unfolded((count > 0).astype(np.float32)[:, None], plan, columns),
         acquisition=plan.acquisition,
         batch_axes=plan.batch_axes,
         n_dims=plan.n_dims,
@@ -127,6 +134,8 @@ def kspace_from_lines(
         calibration=calibration,
         decisions=tuple(log),
         counts=kinds.counts,
+        trajectory=trajectory,
+        readout_length=readout_length,
     )
     return _finished(kspace, facts, options)
 
@@ -144,7 +153,7 @@ def _finished(kspace: KSpace, facts: HeaderFacts, options: ReadOptions) -> KSpac
     kspace = kspace.with_decisions(Decision("fourier_sign", sign, reason, "--fourier-sign"))
     if sign == "forward":
         kspace = conjugated(kspace)
-    if options.remove_oversampling:
+    if options.remove_oversampling and kspace.is_cartesian:
         kspace = remove_oversampling(kspace)
     if options.voxel_mm is not None:
         kspace = with_voxel_mm(kspace, options.voxel_mm)
@@ -154,11 +163,11 @@ def _finished(kspace: KSpace, facts: HeaderFacts, options: ReadOptions) -> KSpac
 def _on_grid(
     samples: NDArray[np.object_], heads: Heads, plan: Plan, lines: NDArray[np.int64]
 ) -> tuple[NDArray[np.complex64], NDArray[np.int32]]:
-    """Sum and number of the samples on the grid, ``(batch, coil, kz, ky, kx)`` and ``(batch, kz, ky, kx)``."""
+    """Sum and number of the samples on the grid, ``(batch, coil, *plan.shape)`` and ``(batch, *plan.shape)``."""
     n_batch, n_coils = math.prod(plan.batch_shape), int(heads.n_coils[lines[0]])
     total = np.zeros((n_batch, n_coils, *plan.shape), dtype=np.complex64)
     count = np.zeros((n_batch, *plan.shape), dtype=np.int32)
-    reverse = heads.flagged(REVERSE)
+    reverse = heads.flagged(REVERSE) & (plan.trajectory is None)
     layout = (heads.n_samples, heads.discard_pre, heads.discard_post, plan.starts, reverse)
     layouts, members = np.unique(np.stack(layout, axis=1)[lines], axis=0, return_inverse=True)
     for index, (_, pre, post, start, is_reverse) in enumerate(layouts):
@@ -181,8 +190,27 @@ def _mean(total: NDArray[np.complex64], count: NDArray[np.int32]) -> NDArray[np.
     return total
 
 
-def _unfolded(grid: NDArray[np.complex64], plan: Plan) -> torch.Tensor:
-    return torch.from_numpy(grid).reshape(*plan.batch_shape, grid.shape[1], *plan.shape[-plan.n_dims :])
+def _unfolded(
+    grid: NDArray[np.complex64 | np.float32], plan: Plan, columns: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``(batch, coil, *plan.shape)`` with the axes of the result; of readouts the chosen columns, one after another."""
+    tensor = torch.from_numpy(grid)
+    if columns is None:
+        return tensor.reshape(*plan.batch_shape, grid.shape[1], *plan.shape[-plan.n_dims :])
+    return tensor.flatten(2)[..., columns].reshape(*plan.batch_shape, grid.shape[1], len(columns))
+
+
+def _measured_columns(count: NDArray[np.int32], n_samples: NDArray[np.int64]) -> tuple[torch.Tensor, int | None]:
+    """Flat indices of the readouts' samples that any image has, and the length of a readout where all have the same.
+
+    Readouts that were recorded equally long stay so, whatever each of them discards.
+    """
+    measured = count.max(axis=(0, 1)) > 0  # (readout, sample)
+    if (n_samples == n_samples[0]).all():
+        measured = np.tile(measured.any(axis=0), (len(measured), 1))
+    lengths = measured.sum(axis=1)
+    columns = torch.from_numpy(np.flatnonzero(measured))
+    return columns, int(lengths[0]) if (lengths == lengths[0]).all() else None
 
 
 def _report_repetitions(heads: Heads, plan: Plan, log: list[Decision]) -> None:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from mrirecon.acquisition import Acquisition
+from mrirecon.io.arrays import check_cartesian_options
 from mrirecon.io.ismrmrd_header import HeaderFacts, parse_header
 from mrirecon.io.lines import conjugated, remove_oversampling, reverse_field_of_view, with_voxel_mm
 from mrirecon.io.options import ReadOptions
@@ -60,6 +61,7 @@ def read_fastmri(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
     InputError
         If the file cannot be read as a fastMRI file within the memory limit.
     """
+    check_cartesian_options(options, str(path))
     log: list[Decision] = []
     with open_hdf5(path) as file:
         name = options.variable or "kspace"
@@ -75,6 +77,7 @@ def read_fastmri(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
         data=torch.from_numpy(samples),
         mask=torch.from_numpy(mask),
         acquisition=acquisition,
+        readout="ky",
         decisions=tuple(log),
         counts=(
             ("slices", samples.shape[0]),
@@ -247,4 +250,5 @@ def _transposed(kspace: KSpace) -> KSpace:
             encoded_fov_mm=(encoded_mm[0], encoded_mm[2], encoded_mm[1]),
             recon_fov_mm=(recon_mm[0], recon_mm[2], recon_mm[1]),
         ),
+        readout="kx",
     )

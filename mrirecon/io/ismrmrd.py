@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mrirecon.acquisition import Sizes
+from mrirecon.io.arrays import check_cartesian_options
 from mrirecon.io.assembly import check_cartesian, check_finite_lines, check_scan_memory, kspace_from_lines, sign_of
 from mrirecon.io.ismrmrd_header import LARMOR_HZ_PER_T, parse_header
 from mrirecon.io.ismrmrd_table import (
@@ -24,6 +26,7 @@ from mrirecon.io.ismrmrd_table import (
     read_heads,
     sort_by_kind,
 )
+from mrirecon.io.ismrmrd_trajectory import plan_readouts, read_positions
 from mrirecon.io.lines import conjugated
 from mrirecon.io.options import ReadOptions
 from mrirecon.kspace import KSpace
@@ -89,12 +92,15 @@ def looks_like_ismrmrd(file: h5py.File) -> bool:
 
 
 def read_ismrmrd(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
-    """Read a Cartesian ISMRMRD scan.
+    """Read an ISMRMRD scan, Cartesian or with a trajectory.
 
     Lines are placed by their encoding counters, never by the order of their arrival; what was not measured stays zero
     and unmarked in the mask. Noise, navigation, phase correction, feedback, dummy and surface coil correction lines are
     not part of the image; lines for calibration only are kept apart. Reversed readouts are flipped: ``center_sample``
     counts along increasing kx, ``discard_pre`` and ``discard_post`` in the order of the recording.
+
+    Lines with a trajectory that is not that of a Cartesian grid stay readouts, with their samples in the order of the
+    recording, and lines for calibration only are left out. The encoded matrix is that of the image.
 
     Parameters
     ----------
@@ -112,7 +118,7 @@ def read_ismrmrd(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
     Raises
     ------
     InputError
-        If the file cannot be read as a Cartesian ISMRMRD scan within the memory limit.
+        If the file cannot be read as an ISMRMRD scan within the memory limit, or names a trajectory that it lacks.
     """
     log: list[Decision] = []
     with open_hdf5(path) as file:
@@ -123,10 +129,16 @@ def read_ismrmrd(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
             raise InputError(f"{path} is damaged: its header or its acquisitions cannot be opened; copy it again.")
         facts = parse_header(read_text(xml, path))
         log += [Decision("header", "incomplete", sentence, warning=True) for sentence in facts.warnings[:20]]
-        check_cartesian(facts, log)
         heads = read_heads(table, path, options)
         kinds = sort_by_kind(heads, path, log)
-        plan = plan_lines(heads, kinds, facts, options, path, log)
+        positions = read_positions(table, heads, kinds, facts, options, path, log)
+        if positions is None:
+            check_cartesian(facts, log)
+            check_cartesian_options(options, str(path))
+            plan = plan_lines(heads, kinds, facts, options, path, log)
+        else:
+            plan = plan_readouts(positions, heads, kinds, facts, options, path, log)
+            del positions
         check_scan_memory(heads, plan, options, path)
         samples = _read_samples(table, heads, kinds.used, path)
     return kspace_from_lines(samples, heads, kinds, plan, facts, options, log)
@@ -136,7 +148,8 @@ def write_ismrmrd(path: Path | str, kspace: KSpace, *, overwrite: bool = False) 
     """Write a scan as an ISMRMRD file that `read_ismrmrd` reads back as it was.
 
     Only measured lines are written; a line of which a part was measured gets ``discard_pre`` and ``discard_post``.
-    Identifiers of the person, decisions and counts are not written.
+    A trajectory is written in cycles per pixel, the one unit that its size cannot be mistaken for another, by readouts
+    of ``readout_length``. Identifiers of the person, density compensation, decisions and counts are not written.
 
     Parameters
     ----------
@@ -151,7 +164,7 @@ def write_ismrmrd(path: Path | str, kspace: KSpace, *, overwrite: bool = False) 
     ------
     InputError
         If the path cannot be written, or the scan cannot be put in lines: a readout measured in several pieces, an
-        image without any line, more than 65535 entries of an index.
+        image without any line, more than 65535 entries of an index, a trajectory that is zero everywhere.
     """
     with replacing(path, overwrite=overwrite) as temporary:
         temporary.write_bytes(_file_image(_header_xml(kspace), _acquisitions(kspace)))
@@ -241,14 +254,15 @@ def _acquisitions(kspace: KSpace) -> NDArray[Any]:
     if sign_of(kspace.acquisition.manufacturer) == "forward":
         kspace = conjugated(kspace)
     batch_shape = kspace.data.shape[: len(kspace.batch_axes)]
-    shape = kspace.acquisition.encoded_shape
+    shape = _shape_in_lines(kspace)
     largest = max(*batch_shape, *shape, kspace.n_coils, 1)
     if largest > _LARGEST_INDEX:
-        raise InputError(f"The scan has {largest} entries along an axis; ISMRMRD counts to {_LARGEST_INDEX}.")
+        hint = "" if kspace.is_cartesian else "; give the length of its readouts, if that is missing"
+        raise InputError(f"The scan has {largest} entries along an axis; ISMRMRD counts to {_LARGEST_INDEX}{hint}.")
     n_batch = math.prod(batch_shape)
     grid = (n_batch, kspace.n_coils, *shape)
     data = kspace.data.detach().cpu().to(torch.complex64).reshape(grid).numpy()
-    mask = kspace.mask.detach().cpu().expand(*batch_shape, 1, *kspace.image_shape)
+    mask = kspace.mask.detach().cpu().expand(*batch_shape, 1, *kspace.k_shape)
     measured = mask.reshape(n_batch, *shape).numpy() != 0
     first, last = _extent(measured)
     imaging = measured.any(axis=-1)  # (batch, kz, ky)
@@ -274,11 +288,36 @@ def _acquisitions(kspace: KSpace) -> NDArray[Any]:
     head["flags"][-1] |= _bit(_LAST_IN_MEASUREMENT)
     head["discard_pre"] = first[tuple(places.T)]
     head["discard_post"] = shape[2] - last[tuple(places.T)]
+    if kspace.trajectory is not None:
+        _add_trajectory(table, kspace.trajectory, places, (*batch_shape, *shape[1:]))
     parts.append(table)
     acquisitions = np.empty(sum(map(len, parts)), dtype=_TABLE_DTYPE)
     acquisitions[:] = np.concatenate(parts)  # which forgets what the lists of floats are made of
     acquisitions["head"]["scan_counter"] = np.arange(len(acquisitions))
     return acquisitions
+
+
+def _shape_in_lines(kspace: KSpace) -> Sizes:
+    """Size of the grid, or (1, readout, sample) of a trajectory, which is one readout where they differ in length."""
+    if kspace.is_cartesian:
+        return kspace.acquisition.encoded_shape
+    length = kspace.readout_length or kspace.n_samples
+    return 1, kspace.n_samples // length, length
+
+
+def _add_trajectory(
+    table: NDArray[Any], trajectory: torch.Tensor, places: NDArray[np.int64], shape: tuple[int, ...]
+) -> None:
+    """Give the lines at ``places`` (batch, 0, readout) of a scan (*batch, readout, sample) their positions."""
+    n_dims = trajectory.shape[-1]
+    positions = trajectory.detach().cpu().double().expand(*shape[:-2], -1, -1).reshape(-1, *shape[-2:], n_dims).numpy()
+    cycles = (positions[places[:, 0], places[:, 2]] / (2 * math.pi))[..., ::-1].astype(np.float32)
+    if not cycles[..., :2].any():
+        raise InputError("The trajectory is zero everywhere, which ISMRMRD readers take for none; give its positions.")
+    table["head"]["trajectory_dimensions"] = n_dims
+    table["head"]["center_sample"] = np.square(cycles).sum(axis=-1).argmin(axis=-1)
+    for line, values in enumerate(cycles.reshape(len(cycles), -1)):
+        table["traj"][line] = values
 
 
 def _bit(*flags: int) -> np.uint64:
@@ -370,9 +409,9 @@ def _header_xml(kspace: KSpace) -> bytes:
     recon_shape = [max(round(n * r / e), 1) for n, r, e in zip(shape, recon_mm, encoded_mm, strict=True)]
     _add_space(encoding, "encodedSpace", shape, encoded_mm)
     _add_space(encoding, "reconSpace", recon_shape, recon_mm)
-    _add_text(encoding, "trajectory", "cartesian")
+    _add_text(encoding, "trajectory", "cartesian" if kspace.is_cartesian else "other")
     limits = _added(encoding, "encodingLimits")
-    for step, n in enumerate(reversed(shape)):
+    for step, n in enumerate(reversed(_shape_in_lines(kspace))):
         _add_limit(limits, f"kspace_encoding_step_{step}", n, n // 2)
     for axis, n in zip(kspace.batch_axes, kspace.data.shape, strict=False):
         _add_limit(limits, axis, n, 0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from mrirecon.acquisition import Acquisition, Sizes
@@ -55,6 +56,8 @@ class Heads:
         ``(line, 3, 3)``: unit vectors in LPS along slice, phase and readout.
     counters
         ``(line, 8)``: encoding counters, those of ``STEPS`` and of ``BATCH_COUNTERS``.
+    n_components
+        Components of the trajectory of each line, 0 where it has none; ``None`` in formats without trajectories.
     """
 
     flags: NDArray[np.uint64]
@@ -68,6 +71,7 @@ class Heads:
     position_mm: NDArray[np.float64]
     directions: NDArray[np.float64]
     counters: NDArray[np.int64]
+    n_components: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.flags)
@@ -125,6 +129,7 @@ def read_heads(table: h5py.Dataset, path: Path | str, options: ReadOptions) -> H
         position_mm=columns.numbers("position", 3),
         directions=np.stack([columns.numbers(name, 3) for name in ("slice_dir", "phase_dir", "read_dir")], axis=1),
         counters=np.stack([counters.integers(name) for name in (*STEPS, *BATCH_COUNTERS)], axis=1),
+        n_components=columns.integers("trajectory_dimensions"),
     )
 
 
@@ -265,24 +270,27 @@ def _check_lines(heads: Heads, kinds: Kinds, path: Path | str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The grid, and the place of each line on it.
+    """The grid, and the place of each line on it; with a trajectory its readouts take the place of the grid.
 
     Parameters
     ----------
     shape
-        Size of the grid (kz, ky, kx).
+        Size of the grid (kz, ky, kx); (1, readout, sample) with a trajectory.
     n_dims
         Number of k-space dimensions.
     batch_axes, batch_shape
         Names and sizes of the batch axes of the result.
     targets
-        ``(line, 3)``: flat batch index, kz and ky of every line.
+        ``(line, 3)``: flat batch index and first two indices on the grid of every line.
     starts
-        ``(line,)``: index along kx of the first kept sample.
+        ``(line,)``: last index on the grid of the first kept sample.
     imaging, calibration
         Indices of the lines that are on the grid.
     acquisition
         Geometry and protocol.
+    trajectory
+        Float64 ``([*batch,] readout, sample, dim)``, radians per pixel, ([kz,] ky, kx); batch axes that share it have
+        size 1. ``None`` on the Cartesian grid.
     """
 
     shape: Sizes
@@ -293,6 +301,30 @@ class Plan:
     starts: NDArray[np.int64]
     imaging: NDArray[np.int64]
     calibration: NDArray[np.int64]
+    acquisition: Acquisition
+    trajectory: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """The images of a scan, and which of them each line belongs to.
+
+    Parameters
+    ----------
+    batch_axes, batch_shape
+        Names and sizes of the batch axes.
+    index
+        ``(line,)``: flat batch index of every line.
+    known
+        ``(line,)``: whether the counters of a line are those of an image.
+    acquisition
+        Geometry and protocol.
+    """
+
+    batch_axes: tuple[str, ...]
+    batch_shape: tuple[int, ...]
+    index: NDArray[np.int64]
+    known: NDArray[np.bool_]
     acquisition: Acquisition
 
 
@@ -319,43 +351,108 @@ def plan_lines(
     InputError
         If half of the lines or more fall outside the grid.
     """
-    n_dims, n_z = _dimensions(heads, kinds.imaging, facts, log)
+    n_dims, n_z = count_dimensions(heads, kinds.imaging, facts, log)
     shape, encoded_fov_mm = _grid(heads, kinds.imaging, facts, n_z, log)
     starts = _starts(heads, kinds.imaging, shape[2], log)
-    rows = _rows(heads, kinds.imaging, facts, STEPS[0], shape[1], log)
+    rows = rows_of(heads, kinds.imaging, facts, STEPS[0], shape[1], log)
     if n_dims == 3:
-        partitions = _rows(heads, kinds.imaging, facts, STEPS[1], n_z, log)
+        partitions = rows_of(heads, kinds.imaging, facts, STEPS[1], n_z, log)
     else:
         step = heads.counter(STEPS[1])
         partitions = step - step[kinds.imaging].min()
     inside = (starts >= 0) & (starts + heads.n_kept <= shape[2])
     inside &= (rows >= 0) & (rows < shape[1]) & (partitions >= 0) & (partitions < n_z)
-    _check_inside(inside, kinds, shape, path, log)
+    check_inside(inside, kinds, shape, path, log)
     imaging = kinds.imaging & inside
-    axes = _batch(heads, imaging, options, log)
-    geometry = _geometry(heads, imaging, encoded_fov_mm[0], n_dims, log)
-    batch, known = _flat_batch(heads, axes, geometry.slice_order)
-    calibration = kinds.calibration & inside & known
+    n_averages = len(np.unique(heads.counter("average")[imaging]))
+    if options.average and n_averages > 1:
+        reason = "The file marks them as averages of the same image; each line is divided by its own count."
+        log.append(Decision("averages", f"{n_averages} averaged", reason, "--split-averages"))
+    images = find_images(heads, imaging, facts, shape, encoded_fov_mm, options, log)
+    calibration = kinds.calibration & inside & images.known
     n_elsewhere = int((kinds.calibration & ~calibration).sum())
     if n_elsewhere:
         reason = f"{n_elsewhere} calibration lines have counters that no image of the scan has."
         log.append(Decision("calibration_elsewhere", "left out", reason, warning=True))
-    kept = tuple(name for name, values in axes.items() if len(values) > 1 or (name == "slice" and n_dims == 2))
     return Plan(
         shape=shape,
         n_dims=n_dims,
-        batch_axes=kept,
-        batch_shape=tuple(len(axes[name]) for name in kept),
-        targets=np.stack([batch, partitions, rows], axis=1),
+        batch_axes=images.batch_axes,
+        batch_shape=images.batch_shape,
+        targets=np.stack([images.index, partitions, rows], axis=1),
         starts=starts,
         imaging=np.flatnonzero(imaging),
         calibration=np.flatnonzero(calibration),
+        acquisition=images.acquisition,
+    )
+
+
+def find_images(
+    heads: Heads,
+    imaging: NDArray[np.bool_],
+    facts: HeaderFacts,
+    shape: Sizes,
+    encoded_fov_mm: Triple,
+    options: ReadOptions,
+    log: list[Decision],
+) -> Images:
+    """Tell the images of a scan apart by the counters of the imaging lines.
+
+    Parameters
+    ----------
+    heads, imaging
+        The lines, and which of them are on the grid.
+    facts
+        The header.
+    shape
+        Matrix of an uncropped image, (z, y, x).
+    encoded_fov_mm
+        Its field of view, (z, y, x), in mm.
+    options
+        Whether averages become one image.
+    log
+        Decisions are appended.
+
+    Returns
+    -------
+    Images
+        Slices are in the order of their positions.
+    """
+    n_dims = 2 if shape[0] == 1 else 3
+    axes = _batch(heads, imaging, options, log)
+    geometry = _geometry(heads, imaging, encoded_fov_mm[0], n_dims, log)
+    batch, known = _flat_batch(heads, axes, geometry.slice_order)
+    kept = tuple(name for name, values in axes.items() if len(values) > 1 or (name == "slice" and n_dims == 2))
+    return Images(
+        batch_axes=kept,
+        batch_shape=tuple(len(axes[name]) for name in kept),
+        index=batch,
+        known=known,
         acquisition=_acquisition(facts, shape, encoded_fov_mm, geometry, log),
     )
 
 
-def _dimensions(heads: Heads, imaging: NDArray[np.bool_], facts: HeaderFacts, log: list[Decision]) -> tuple[int, int]:
-    """Number of k-space dimensions, and partitions of the grid."""
+def count_dimensions(
+    heads: Heads, imaging: NDArray[np.bool_], facts: HeaderFacts, log: list[Decision]
+) -> tuple[int, int]:
+    """Decide between a stack of slices and a volume by header and second phase encoding.
+
+    Parameters
+    ----------
+    heads, imaging
+        The lines, and which of them are for imaging.
+    facts
+        The header.
+    log
+        Decisions are appended.
+
+    Returns
+    -------
+    n_dims
+        Number of k-space dimensions, 2 or 3.
+    n_partitions
+        Size of the grid along kz.
+    """
     stated = facts.encoded_shape[0]
     steps = np.unique(heads.counter("kspace_encode_step_2")[imaging])
     if stated is None:
@@ -381,6 +478,37 @@ def _grid(
     if missing:
         reason = f"The header gives no encoded matrix along {' and '.join(missing)}; it was taken from the lines."
         log.append(Decision("matrix", f"{shape}", reason, warning=True))
+    fov_mm = list(encoded_fov(facts, shape, log)[0])
+    if longest > shape[2]:
+        reason = (
+            f"Lines have {longest} samples, the header's encoded matrix {shape[2]}: it was taken for an over-sampled "
+            f"readout, and the encoded field of view for {fov_mm[2] * longest / shape[2]:g} mm."
+        )
+        log.append(Decision("readout_size", str(longest), reason, "--voxel-mm", warning=True))
+        fov_mm[2] *= longest / shape[2]
+        shape = (shape[0], shape[1], longest)
+    return shape, (fov_mm[0], fov_mm[1], fov_mm[2])
+
+
+def encoded_fov(facts: HeaderFacts, shape: Sizes, log: list[Decision]) -> tuple[Triple, bool]:
+    """Field of view of the encoded matrix.
+
+    Parameters
+    ----------
+    facts
+        The header.
+    shape
+        The encoded matrix, (z, y, x).
+    log
+        A decision is appended where the header does not say.
+
+    Returns
+    -------
+    fov_mm
+        (z, y, x), in mm: pixels of 1 mm along axes of which the header does not say.
+    known
+        Whether the header says for all axes.
+    """
     fov_mm, unknown = [], []
     for axis, n, encoded_n, encoded, recon_n, recon in zip(
         "zyx",
@@ -401,15 +529,7 @@ def _grid(
     if unknown:
         reason = f"The header gives no field of view along {', '.join(unknown)}."
         log.append(Decision("voxel_size", "1 mm", reason, "--voxel-mm", warning=True))
-    if longest > shape[2]:
-        reason = (
-            f"Lines have {longest} samples, the header's encoded matrix {shape[2]}: it was taken for an over-sampled "
-            f"readout, and the encoded field of view for {fov_mm[2] * longest / shape[2]:g} mm."
-        )
-        log.append(Decision("readout_size", str(longest), reason, "--voxel-mm", warning=True))
-        fov_mm[2] *= longest / shape[2]
-        shape = (shape[0], shape[1], longest)
-    return shape, (fov_mm[0], fov_mm[1], fov_mm[2])
+    return (fov_mm[0], fov_mm[1], fov_mm[2]), not unknown
 
 
 def _starts(heads: Heads, imaging: NDArray[np.bool_], n_x: int, log: list[Decision]) -> NDArray[np.int64]:
@@ -429,10 +549,29 @@ def _starts(heads: Heads, imaging: NDArray[np.bool_], n_x: int, log: list[Decisi
     return middle
 
 
-def _rows(
+def rows_of(
     heads: Heads, imaging: NDArray[np.bool_], facts: HeaderFacts, step: str, n: int, log: list[Decision]
 ) -> NDArray[np.int64]:
-    """Index on the grid of each line's phase-encoding step."""
+    """Index on the grid of each line's phase-encoding step.
+
+    Parameters
+    ----------
+    heads, imaging
+        The lines, and which of them are for imaging.
+    facts
+        The header, for the centre of the counter.
+    step
+        The counter, one of ``STEPS``.
+    n
+        Size of the grid along it; n//2 is the k-space centre.
+    log
+        Decisions are appended.
+
+    Returns
+    -------
+    NDArray
+        ``(line,)``, outside [0, n) where header and lines contradict each other.
+    """
 
     def fits(rows: NDArray[np.int64]) -> bool:
         return bool(((rows >= 0) & (rows < n))[imaging].all())
@@ -450,8 +589,27 @@ def _rows(
     return steps
 
 
-def _check_inside(inside: NDArray[np.bool_], kinds: Kinds, shape: Sizes, path: Path | str, log: list[Decision]) -> None:
-    """Refuse a header that contradicts most lines; leave out the few lines that contradict the header."""
+def check_inside(inside: NDArray[np.bool_], kinds: Kinds, shape: Sizes, path: Path | str, log: list[Decision]) -> None:
+    """Refuse a header that contradicts most lines; say how many lines contradict the header otherwise.
+
+    Parameters
+    ----------
+    inside
+        Whether each line is on the grid.
+    kinds
+        What each line is for.
+    shape
+        Size of the grid, (z, y, x).
+    path
+        The file, for the message.
+    log
+        A decision is appended where lines are left out.
+
+    Raises
+    ------
+    InputError
+        If half of the imaging lines or more are outside.
+    """
     n_outside, n_lines = int((kinds.imaging & ~inside).sum()), int(kinds.imaging.sum())
     grid = " × ".join(map(str, shape))
     if 2 * n_outside >= n_lines:
@@ -469,11 +627,7 @@ def _batch(
 ) -> dict[str, NDArray[np.int64]]:
     """Values of each counter that makes an axis, in the order of the axes."""
     axes = {name: np.unique(heads.counter(name)[imaging]) for name in BATCH_COUNTERS}
-    n_averages = len(axes["average"])
     if options.average:
-        if n_averages > 1:
-            reason = "The file marks them as averages of the same image; each line is divided by its own count."
-            log.append(Decision("averages", f"{n_averages} averaged", reason, "--split-averages"))
         axes["average"] = axes["average"][:0]
     for name, values in axes.items():
         if len(values) and values[-1] - values[0] + 1 > len(values):

@@ -46,14 +46,31 @@ def add_lines(
         count[batch, z, y, along_kx] += 1
 
 
+def occurrences(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Count how often the value of each entry stands before it.
+
+    Parameters
+    ----------
+    values
+        One-dimensional.
+
+    Examples
+    --------
+    >>> occurrences(np.array([7, 3, 7, 7, 3])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    order = np.argsort(values, kind="stable")
+    is_first = np.diff(values[order], prepend=values[order[:1]] - 1) != 0
+    firsts = np.flatnonzero(is_first)
+    found = np.empty_like(order)
+    found[order] = np.arange(len(values)) - firsts[np.cumsum(is_first) - 1]
+    return found
+
+
 def _without_repetition(values: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Indices of all values, split such that no part holds a value twice: as many parts as the commonest occurs."""
-    order = np.argsort(values, kind="stable")
-    is_first = np.r_[True, np.diff(values[order]) != 0]
-    firsts = np.flatnonzero(is_first)
-    occurrence = np.arange(len(values)) - firsts[np.cumsum(is_first) - 1]
-    by_occurrence = np.argsort(occurrence, kind="stable")
-    return np.split(order[by_occurrence], np.cumsum(np.bincount(occurrence))[:-1])
+    occurrence = occurrences(values)
+    return np.split(np.argsort(occurrence, kind="stable"), np.cumsum(np.bincount(occurrence))[:-1])
 
 
 def crop_field_of_view(kspace: torch.Tensor, n: int, *, dim: int = -1) -> torch.Tensor:

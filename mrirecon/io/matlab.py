@@ -3,15 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from mrirecon.io.arrays import (
-    ArrayLayout,
-    axes_needed,
-    check_array_memory,
-    choose_array,
-    kspace_from_array,
-    layout_by_shape,
-)
+from mrirecon.io.arrays import ArrayLayout, axes_needed, layout_by_shape, short_name
 from mrirecon.io.options import ReadOptions
+from mrirecon.io.trajectory_arrays import kspace_in
 from mrirecon.kspace import KSpace
 from operators.errors import InputError
 from operators.io.array_file import StoredArray
@@ -30,7 +24,8 @@ def read_matlab5(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
     """Read one complex array of a MATLAB 5 file (the default of MATLAB's and Octave's ``save -v6`` and ``-v7``).
 
     An array called ``kspace`` or ``ksp`` is taken to be laid out like the published 0.055 T scans: (readout, phase,
-    slice, repetition), one coil, and its image is the forward transform.
+    slice, repetition), one coil, and its image is the forward transform. With a trajectory, found as in ``read_npz``,
+    it is (sample, [shot,] [coil]), and its image the inverse transform.
 
     Parameters
     ----------
@@ -51,11 +46,7 @@ def read_matlab5(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
     """
     path = Path(path)
     with open_matlab5(path) as file:
-        stored, decisions = choose_array(file.arrays, options, path)
-        check_array_memory(stored, options, path)
-        array = file.read(stored, limit_bytes=options.memory_limit_bytes)
-    layout = _layout(stored, options, path)
-    return kspace_from_array(array, options, layout, source=f"{stored.name} in {path}", decisions=decisions)
+        return kspace_in(file, options, lambda stored: _layout(stored, options, path), fastest="first")
 
 
 def read_hdf5_array(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
@@ -83,16 +74,13 @@ def read_hdf5_array(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpac
     """
     path = Path(path)
     with open_hdf5_arrays(path) as file:
-        stored, decisions = choose_array(file.arrays, options, path)
-        check_array_memory(stored, options, path)
-        array = file.read(stored, limit_bytes=options.memory_limit_bytes)
-        matlab = file.is_matlab
-    layout = _layout(stored, options, path) if matlab else layout_by_shape(stored.shape, options, path)
-    return kspace_from_array(array, options, layout, source=f"{stored.name} in {path}", decisions=decisions)
+        if file.is_matlab:
+            return kspace_in(file, options, lambda stored: _layout(stored, options, path), fastest="first")
+        return kspace_in(file, options, lambda stored: layout_by_shape(stored.shape, options, path))
 
 
 def _layout(stored: StoredArray, options: ReadOptions, path: Path) -> ArrayLayout:
-    shape, name = stored.shape, stored.name.rsplit("/", 1)[-1].lower()
+    shape, name = stored.shape, short_name(stored)
     if name not in ("kspace", "ksp") or not 2 <= len(shape) <= 4:
         if len(shape) > 2 and not options.axes:
             raise InputError(axes_needed(shape, path, "ky,kx,coil"))
@@ -107,6 +95,7 @@ def _layout(stored: StoredArray, options: ReadOptions, path: Path) -> ArrayLayou
         axes_doubtful=shape[0] != _READOUT_SAMPLES,
         orientation="image rows = readout, as published",
         orientation_reason="The published images show heads upright.",
+        readout="ky" if axes[0] == "ky" else "kx",
     )
     if shape[0] != _READOUT_SAMPLES or set(axes[:2]) != {"ky", "kx"}:
         return as_published

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mrirecon.io.arrays import check_array_memory, check_complex, choose_array, kspace_from_array, layout_by_shape
+from mrirecon.io.arrays import check_complex, layout_by_shape
 from mrirecon.io.options import ReadOptions
+from mrirecon.io.trajectory_arrays import kspace_in
 from mrirecon.kspace import KSpace
 from operators.io.numpy_files import open_npy, open_npz
 
@@ -12,6 +13,8 @@ _DEFAULTS = ReadOptions()
 
 def read_npy(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
     """Read one complex array in this project's axis order, ``([slice,] [coil,] ky, kx)``, or as ``options.axes`` says.
+
+    With ``options.trajectory`` it is ``([coil,] [shot,] sample)``, as the shape of the trajectory tells.
 
     Parameters
     ----------
@@ -32,15 +35,16 @@ def read_npy(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
     """
     path = Path(path)
     with open_npy(path) as file:
-        (stored,) = file.arrays
-        check_complex(stored, path)
-        check_array_memory(stored, options, path)
-        array = file.read(stored, limit_bytes=options.memory_limit_bytes)
-    return kspace_from_array(array, options, layout_by_shape(stored.shape, options, path), source=str(path))
+        check_complex(file.arrays[0], path)
+        return kspace_in(file, options, lambda stored: layout_by_shape(stored.shape, options, path))
 
 
 def read_npz(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
-    """Read one complex array of an archive: that of ``options.variable``, or the largest.
+    """Read one complex array of an archive: that of ``options.variable``, or the largest, with its trajectory if any.
+
+    A trajectory is the array called ``trajectory``, ``traj``, ``ktraj``, ``k`` or ``coords``, or else the only one that
+    has two or three coordinates for every sample. Beside it count ``dcf``, ``density`` or ``weights``, ``matrix`` or
+    ``image_shape``, ``voxel_mm`` and ``fov_mm``.
 
     Parameters
     ----------
@@ -61,8 +65,4 @@ def read_npz(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
     """
     path = Path(path)
     with open_npz(path) as file:
-        stored, decisions = choose_array(file.arrays, options, path)
-        check_array_memory(stored, options, path)
-        array = file.read(stored, limit_bytes=options.memory_limit_bytes)
-    layout = layout_by_shape(stored.shape, options, path)
-    return kspace_from_array(array, options, layout, source=f"{stored.name} in {path}", decisions=decisions)
+        return kspace_in(file, options, lambda stored: layout_by_shape(stored.shape, options, path))

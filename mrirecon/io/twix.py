@@ -14,6 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mrirecon.io.arrays import check_cartesian_options
 from mrirecon.io.assembly import check_cartesian, check_finite_lines, check_scan_memory, kspace_from_lines
 from mrirecon.io.ismrmrd_header import HeaderFacts, Limit
 from mrirecon.io.ismrmrd_table import (
@@ -125,6 +126,7 @@ def read_twix(path: Path | str, options: ReadOptions = _DEFAULTS) -> KSpace:
     """
     path = Path(path)
     _check_installed()
+    check_cartesian_options(options, str(path))
     log: list[Decision] = []
     with path.open("rb") as stream:
         with damage_reported(path, "Siemens raw data"), _silence():

@@ -650,10 +650,10 @@ def test_broken_lines_are_refused(
 
 
 @pytest.mark.parametrize("trajectory", ["radial", "spiral", "goldenangle", "other"])
-def test_other_trajectories_are_refused(path: Path, scan: KSpace, trajectory: str) -> None:
+def test_other_trajectories_are_refused_without_positions(path: Path, scan: KSpace, trajectory: str) -> None:
     write_ismrmrd(path, scan)
     edit_header(path, ">cartesian<", f">{trajectory}<")
-    with pytest.raises(InputError, match=f"'{trajectory}'; radial, spiral .* not supported yet"):
+    with pytest.raises(InputError, match=f"'{trajectory}', but its lines do not hold the positions"):
         read_ismrmrd(path)
 
 
