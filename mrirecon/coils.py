@@ -6,16 +6,23 @@ from typing import Any, Literal
 
 import torch
 
+from mrirecon.density import Sampling, samplings
 from mrirecon.kspace import KSpace
 from mrirecon.prepare import mix_coils, noise_std
 from operators.decision import Decision
 from operators.elementary import Pad, centred_window
 from operators.errors import InputError
 from operators.fourier import Fourier
+from operators.nufft import NonUniformFourier
+from operators.solvers import cg
 from operators.space import Space
 
 _CALIBRATION_WIDTH = 32  # lines; more of them add little to maps that are smooth
 _KERNEL_WIDTH = 6
+_MARGIN = 8  # samples beyond the calibration region that are gridded with it, because its edge would be off
+_REACH = 1.0  # cells: twice the Nyquist distance between spokes or turns still gives better maps than a smaller region
+_GRIDDING_ITERATIONS = 8
+_GRIDDING_ACCURACY = 1e-3
 
 
 def estimate_csm(
@@ -53,9 +60,9 @@ def estimate_csm(
         return None, Decision(name, "none", "One coil needs no maps.")
     if method in ("none", None):
         return None, Decision(name, "none", "No maps were asked for.", override)
-    calibration, region = calibration_region(kspace)
+    calibration, region, noise_gain = _calibration(kspace)
     if method == "espirit" and min(calibration.shape[-2:]) >= 2 * _KERNEL_WIDTH:
-        noise = float(noise_std(kspace)[0].square().mean().sqrt())
+        noise = noise_gain * float(noise_std(kspace)[0].square().mean().sqrt())
         csm = espirit(calibration, image_shape=kspace.image_shape, noise_std=noise)
         return csm, Decision(name, "espirit", f"{kspace.n_coils} coils, {region.value}.", override)
     csm = walsh(_low_resolution(calibration, kspace.image_shape), n_dims=kspace.n_dims)
@@ -67,6 +74,10 @@ def estimate_csm(
 
 def calibration_region(kspace: KSpace) -> tuple[torch.Tensor, Decision]:
     """The central block of k-space that was measured completely in every slice.
+
+    Along a trajectory it is gridded from the samples in it and a little around it, by a few steps of weighted least
+    squares on a grid of its own size, an image of low resolution. Complete it is as far as every cell of the Cartesian
+    grid has a sample less than one cell away.
 
     Parameters
     ----------
@@ -86,22 +97,8 @@ def calibration_region(kspace: KSpace) -> tuple[torch.Tensor, Decision]:
     InputError
         If the centre of k-space was not measured.
     """
-    n_dims, shape = kspace.n_dims, kspace.image_shape
-    data, source = kspace.data, "imaging lines"
-    mask = kspace.mask.expand(*data.shape[: -n_dims - 1], 1, *shape) > 0
-    if kspace.calibration is not None:
-        data, source = kspace.calibration, "calibration lines"
-        mask = (data != 0).any(dim=-n_dims - 1, keepdim=True)
-    measured = mask.flatten(end_dim=-n_dims - 1).all(dim=0)
-    widths = _fully_measured_widths(measured)
-    if widths is None:
-        raise InputError(
-            "The centre of k-space was not measured, so there is nothing to estimate coil maps from; choose none "
-            "(--coil-maps none)."
-        )
-    index: tuple[Any, ...] = (..., *centred_window(widths, shape))
-    size = " × ".join(str(n) for n in widths)
-    return data[index], Decision("calibration_region", f"central {size} of the {source}", "Measured fully.")
+    calibration, decision, _ = _calibration(kspace)
+    return calibration, decision
 
 
 def espirit(
@@ -276,8 +273,8 @@ def compress(kspace: KSpace, *, n_coils: int | None = None, energy: float = 0.99
         raise ValueError(f"n_coils is {n_coils}; expected 1 to the {kspace.n_coils} coils of the scan.")
     if not 0 < energy <= 1:
         raise ValueError(f"energy is {energy}; expected a fraction above 0 and at most 1.")
-    samples = kspace.data.reshape(-1, kspace.n_coils, *kspace.image_shape)
-    covariance = _coil_covariance(samples, kspace.n_dims).sum(dim=0)
+    samples = kspace.data.reshape(-1, kspace.n_coils, *kspace.k_shape)
+    covariance = _coil_covariance(samples, kspace.n_k_axes).sum(dim=0)
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
     kept = values.cumsum(0) / values.sum()
@@ -308,6 +305,88 @@ def root_sum_of_squares(coil_images: torch.Tensor, dim: int = -3) -> torch.Tenso
     return torch.linalg.vector_norm(coil_images, dim=dim)
 
 
+def _calibration(kspace: KSpace) -> tuple[torch.Tensor, Decision, float]:
+    """`calibration_region`, and its noise level relative to that of the samples."""
+    if not kspace.is_cartesian:
+        return _gridded_calibration(kspace)
+    n_dims, shape = kspace.n_dims, kspace.image_shape
+    data, source = kspace.data, "imaging lines"
+    mask = kspace.mask.expand(*data.shape[: -n_dims - 1], 1, *shape) > 0
+    if kspace.calibration is not None:
+        data, source = kspace.calibration, "calibration lines"
+        mask = (data != 0).any(dim=-n_dims - 1, keepdim=True)
+    widths = _fully_measured_widths(mask.flatten(end_dim=-n_dims - 1).all(dim=0))
+    index: tuple[Any, ...] = (..., *centred_window(widths, shape))
+    return data[index], _region(widths, f"the {source}", "Measured fully."), 1.0
+
+
+def _region(widths: Sequence[int], source: str, reason: str) -> Decision:
+    size = " × ".join(str(n) for n in widths)
+    return Decision("calibration_region", f"central {size} of {source}", reason)
+
+
+def _gridded_calibration(kspace: KSpace) -> tuple[torch.Tensor, Decision, float]:
+    """`_calibration` of a scan with a trajectory."""
+    low = tuple(min(n, _CALIBRATION_WIDTH + 2 * _MARGIN) for n in kspace.image_shape)
+    scale = torch.tensor([n / m for n, m in zip(kspace.image_shape, low, strict=True)], dtype=torch.float64)
+    central = [_central(group, scale) for group in samplings(kspace)]
+    covered = torch.stack([_covered(group.trajectory, low) for group in central]).all(dim=0)
+    widths = _fully_measured_widths(covered)
+    index: tuple[Any, ...] = (..., *centred_window(widths, low))
+    flat = kspace.data.reshape(-1, kspace.n_coils, kspace.n_samples)
+    gridded = flat.new_zeros(*flat.shape[:2], *widths)
+    gains = []
+    for group in central:
+        dcf = _shares_of_cells(group.trajectory, low).to(flat.real)
+        samples = flat[group.images][..., group.measured]
+        gridded[group.images] = _gridded(samples, group.trajectory, dcf, low)[index]
+        # Of the density-weighted sum of samples with equal noise; what the iterations change is a few per cent.
+        gains.append(float((dcf.square().sum() / dcf.sum()).sqrt()))
+    decision = _region(widths, "k-space, gridded", "Measured densely enough.")
+    return gridded.reshape(*kspace.data.shape[:-1], *widths), decision, max(gains)
+
+
+def _central(group: Sampling, scale: torch.Tensor) -> Sampling:
+    """What a sampling has in the centre, in radians per pixel of an image of low resolution."""
+    scaled = group.trajectory.detach().to(torch.float64) * scale.to(group.trajectory.device)
+    inside = group.measured & ((scaled >= -math.pi) & (scaled < math.pi)).all(dim=-1)
+    return Sampling(scaled[inside], inside, group.images)
+
+
+def _covered(trajectory: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Which points of the Cartesian grid have a sample near them, bool ``shape``."""
+    sizes = torch.tensor(shape, device=trajectory.device)
+    position = trajectory * sizes / (2 * math.pi) + sizes // 2
+    covered = torch.zeros(tuple(shape), dtype=torch.bool, device=trajectory.device)
+    for corner in torch.cartesian_prod(*[torch.arange(2, device=trajectory.device)] * len(shape)):
+        point = position.floor().long() + corner
+        inside = ((point >= 0) & (point < sizes)).all(dim=-1)
+        near = inside & ((position - point).square().sum(dim=-1) < _REACH**2)
+        covered[tuple(point[near].T)] = True
+    return covered
+
+
+def _shares_of_cells(trajectory: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """One over the number of samples in the same cell of the Cartesian grid: density compensation for least squares."""
+    sizes = torch.tensor(shape, device=trajectory.device)
+    cell = torch.zeros(len(trajectory), dtype=torch.long, device=trajectory.device)
+    for n, along in zip(shape, (trajectory * sizes / (2 * math.pi)).round().long().unbind(dim=-1), strict=True):
+        cell = cell * n + along % n
+    return 1 / torch.bincount(cell)[cell]
+
+
+def _gridded(
+    samples: torch.Tensor, trajectory: torch.Tensor, dcf: torch.Tensor, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """k-space ``(*batch, *shape)`` on the Cartesian grid that agrees best with samples ``(*batch, sample)``."""
+    fourier = Fourier(shape, len(shape)).to(samples.device)
+    A = NonUniformFourier(trajectory, shape, accuracy=_GRIDDING_ACCURACY)
+    normal = A.toeplitz_gram(dcf)
+    rhs = A.adjoint(dcf * samples).flatten(end_dim=-len(shape) - 1)
+    image = cg(normal, rhs, max_iterations=_GRIDDING_ITERATIONS, rtol=1e-4, batch_dims=1).value
+    return fourier(image).reshape(*samples.shape[:-1], *shape)
+
+
 def _check_calibration(calibration: torch.Tensor, image_shape: tuple[int, ...]) -> None:
     if not calibration.is_complex():
         raise TypeError(f"calibration is {calibration.dtype}; expected a complex tensor.")
@@ -320,7 +399,7 @@ def _check_calibration(calibration: torch.Tensor, image_shape: tuple[int, ...]) 
         )
 
 
-def _fully_measured_widths(measured: torch.Tensor) -> tuple[int, ...] | None:
+def _fully_measured_widths(measured: torch.Tensor) -> tuple[int, ...]:
     """Largest central block of the bool tensor ``measured`` that is all true, found by growing one axis at a time."""
     shape = tuple(measured.shape)
     widths, growing = [1] * len(shape), set(range(len(shape)))
@@ -329,7 +408,10 @@ def _fully_measured_widths(measured: torch.Tensor) -> tuple[int, ...] | None:
         return bool(measured[centred_window(sizes, shape)].all())
 
     if not complete(widths):
-        return None
+        raise InputError(
+            "The centre of k-space was not measured, so there is nothing to estimate coil maps from; choose none "
+            "(--coil-maps none)."
+        )
     while growing:
         for d in sorted(growing):
             larger = [n + (i == d) for i, n in enumerate(widths)]

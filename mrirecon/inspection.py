@@ -1,8 +1,10 @@
 """What a scan holds and what was decided about it, as plain data for people and programs."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
-from mrirecon.interference import repeatability
+from mrirecon.interference import has_one_trajectory, repeatability
 from mrirecon.kspace import KSpace
 from mrirecon.prepare import noise_std
 
@@ -19,6 +21,8 @@ def describe(kspace: KSpace) -> dict[str, Any]:
     -------
     dict
         JSON-ready: ``encoding``, ``counts``, ``noise``, ``geometry``, ``protocol``, ``decisions`` and ``warnings``.
+        ``encoding`` of a scan with a trajectory also says the matrix of the image, how many samples a readout has
+        (``None`` where readouts differ), and what fraction of k-space the trajectory reaches along ([kz,] ky, kx).
         Identifiers of the person are never part of it.
     """
     acquisition = kspace.acquisition
@@ -30,15 +34,16 @@ def describe(kspace: KSpace) -> dict[str, Any]:
         "source": source.value,
         "noise_scan": kspace.noise is not None,
     }
-    if "repetition" in kspace.batch_axes:
+    if "repetition" in kspace.batch_axes and has_one_trajectory(kspace):
         noise["repeatability"] = float(f"{repeatability(kspace):.4g}")
     return {
         "encoding": {
             "dimensions": f"{kspace.n_dims}-D",
-            "axes": [*kspace.batch_axes, "coil", *("kz", "ky", "kx")[-kspace.n_dims :]],
+            "axes": [*kspace.batch_axes, "coil", *kspace.k_axes],
             "shape": list(kspace.data.shape),
             "coils": kspace.n_coils,
             "slices": kspace.n_slices,
+            **_trajectory(kspace),
             "fill_rate": round(kspace.fill_rate, 4),
             "encoded_fov_mm": _rounded(acquisition.encoded_fov_mm),
             "recon_fov_mm": _rounded(acquisition.recon_fov_mm),
@@ -70,5 +75,16 @@ def describe(kspace: KSpace) -> dict[str, Any]:
     }
 
 
-def _rounded(values: tuple[float, ...]) -> list[float]:
+def _trajectory(kspace: KSpace) -> dict[str, Any]:
+    if kspace.trajectory is None:
+        return {}
+    reach = kspace.trajectory.abs().flatten(end_dim=-2).amax(dim=0) / math.pi
+    return {
+        "matrix": list(kspace.image_shape),
+        "samples_per_readout": kspace.readout_length,
+        "trajectory_reach": _rounded(reach.tolist()),
+    }
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
     return [round(value, 4) for value in values]

@@ -1,16 +1,17 @@
 """Removal of radio-frequency interference from scans taken without a shielded room, and how well scans repeat."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
 import torch
 
+from mrirecon.density import coil_images
 from mrirecon.kspace import KSpace
 from operators.decision import Decision
 from operators.errors import InputError
-from operators.fourier import Fourier
 
 Readout = Literal["ky", "kx"]
 
@@ -19,7 +20,56 @@ _MIN_OUTER_LINES = 16
 _MARGIN = 1.5  # local power above this many times that of noise and interference is signal
 _OVERSAMPLING = 2  # frequencies per readout sample at which interference is modelled, as it need not lie on the grid
 _RIDGE = 1e-3
-_ROWS = ("image rows = readout", "rows are the readout")
+
+
+def split_reference_coils(kspace: KSpace, coils: Sequence[int]) -> tuple[KSpace, torch.Tensor]:
+    """Take the channels out of a scan that were connected to reference coils.
+
+    Parameters
+    ----------
+    kspace
+        The scan as it was read.
+    coils
+        Numbers of the reference coils, from 0.
+
+    Returns
+    -------
+    kspace
+        The scan without them, with the decision in its log.
+    references
+        Complex ``(*batch, reference, [kz,] ky, kx)`` or ``(*batch, reference, sample)``, in the given order; see
+        ``remove_interference_with_references``.
+
+    Raises
+    ------
+    InputError
+        If no coil is named, one does not exist or is named twice, or no other coil would be left.
+    """
+    named, n_coils = list(coils), kspace.n_coils
+    if not named or len(set(named)) < len(named) or not all(0 <= coil < n_coils for coil in named):
+        raise InputError(
+            f"The reference coils are {named}; expected different numbers from 0 to {n_coils - 1}, because the scan "
+            f"has {n_coils} coils."
+        )
+    if len(named) == n_coils:
+        raise InputError(f"All {n_coils} coils are named as reference coils; leave out those that see the object.")
+    kept = [coil for coil in range(n_coils) if coil not in named]
+    axis = -kspace.n_k_axes - 1
+
+    def chosen(tensor: torch.Tensor, dim: int, numbers: list[int]) -> torch.Tensor:
+        return tensor.index_select(dim, torch.tensor(numbers, device=tensor.device))
+
+    value = ", ".join(map(str, named))
+    decision = Decision(
+        "reference_coils", value, f"They were taken out; {len(kept)} coils remain.", "--reference-coils"
+    )
+    remaining = replace(
+        kspace,
+        data=chosen(kspace.data, axis, kept),
+        noise=None if kspace.noise is None else chosen(kspace.noise, 0, kept),
+        calibration=None if kspace.calibration is None else chosen(kspace.calibration, axis, kept),
+    )
+    return remaining.with_decisions(decision), chosen(kspace.data, axis, named)
 
 
 def remove_interference_with_references(
@@ -39,23 +89,24 @@ def remove_interference_with_references(
 
     with w_l the inverse of the power of line l, so that lines full of signal do not steer the kernels, and λ one
     thousandth of the mean diagonal of the normal matrix. A window needs many more samples than the kernels have
-    entries: what fraction of the signal is lost by chance is entries by samples.
+    entries: what fraction of the signal is lost by chance is entries by samples. The lines of a trajectory are its
+    readouts. As each of them may pass the centre, it is not line by line but place by place in the readout that
+    they are weighted.
 
     Parameters
     ----------
     kspace
         The scan.
     references
-        Complex ``(*batch, reference, [kz,] ky, kx)``, measured together with the scan and arranged like it; zero
-        where nothing was measured.
+        Complex ``(*batch, reference, [kz,] ky, kx)`` or ``(*batch, reference, sample)``, measured together with the
+        scan and arranged like it; zero where nothing was measured.
     window
         Number of neighbouring lines that share kernels. Small where the surroundings change, large otherwise.
     kernel_size
         Size of the kernels (lines, readout samples), both odd. More than one line only helps where neighbouring lines
         were acquired one right after the other.
     readout
-        Axis of the readout; ``None`` for the one that the reader named: ``"ky"`` for arrays of the 0.055 T
-        scanner and fastMRI files, whose images are kept as published, ``"kx"`` for all others.
+        Axis of the readout; ``None`` for ``kspace.readout``, and with a trajectory.
 
     Returns
     -------
@@ -67,9 +118,10 @@ def remove_interference_with_references(
     TypeError
         If the references are not complex.
     ValueError
-        If the references are not arranged like the scan, or window or kernel size is no positive (odd) number.
+        If the references are not arranged like the scan, window or kernel size is no positive (odd) number, or an axis
+        is named although there is a trajectory.
     InputError
-        If the references hold nothing.
+        If the references hold nothing, or the readouts of a trajectory are not equally long.
 
     References
     ----------
@@ -82,19 +134,22 @@ def remove_interference_with_references(
         raise ValueError(f"window is {window} and kernel_size {kernel_size}; expected positive, and odd kernel sizes.")
     if not bool((references != 0).any()):
         raise InputError("The reference coils hold only zeros; give the samples measured together with the scan.")
-    axis = _readout_axis(kspace, readout)
-    target = _as_lines(kspace.data, axis, kspace.n_dims)
-    sources = _as_lines(references.to(kspace.data), axis, kspace.n_dims)
+    layout = _layout(kspace, readout)
+    target = _as_lines(kspace.data, kspace, layout)
+    sources = _as_lines(references.to(kspace.data), kspace, layout)
     half_lines, half_samples = (size // 2 for size in kernel_size)
     sources = torch.nn.functional.pad(sources, (half_samples, half_samples, half_lines, half_lines))
     windows = _windows(target.shape[-2], window)
-    parts = [
-        _predicted(target[..., start:stop, :], _shifted(sources[..., start : stop + 2 * half_lines, :], kernel_size))
-        for start, stop in windows
-    ]
-    predicted = _from_lines(torch.cat(parts, dim=-2), axis, kspace)
+    parts = []
+    for start, stop in windows:
+        columns = _shifted(sources[..., start : stop + 2 * half_lines, :], kernel_size)
+        if kspace.is_cartesian:
+            parts.append(_predicted(target[..., start:stop, :], columns))
+        else:
+            parts.append(_predicted(target[..., start:stop, :].mT, columns.mT).mT)
+    predicted = _from_lines(torch.cat(parts, dim=-2), kspace, layout)
     reason = (
-        f"Predicted from {references.shape[-kspace.n_dims - 1]} reference coils by kernels of {kernel_size[0]} × "
+        f"Predicted from {references.shape[-kspace.n_k_axes - 1]} reference coils by kernels of {kernel_size[0]} × "
         f"{kernel_size[1]}, anew in each of {len(windows)} windows of lines, and subtracted."
     )
     return _without(kspace, predicted, reason)
@@ -122,6 +177,9 @@ def remove_narrow_band_interference(
     Every coil, slice and repetition has its own frequencies. Broadband interference stays; so do separate calibration
     lines and the noise scan.
 
+    A scan with a trajectory is refused: its readouts turn, so that each frequency passes through all of the object, and
+    what they have in common in the outer part of k-space is as bright as interference.
+
     Parameters
     ----------
     kspace
@@ -141,11 +199,16 @@ def remove_narrow_band_interference(
     ValueError
         If the threshold is not above 1, or the axis is unknown.
     InputError
-        If fewer than 16 outer lines were measured completely.
+        If fewer than 16 outer lines were measured completely, or the scan has a trajectory.
     """
     if not threshold > 1:
         raise ValueError(f"threshold is {threshold}; expected a ratio of powers above 1, such as 2.")
-    axis = _readout_axis(kspace, readout)
+    if not kspace.is_cartesian:
+        raise InputError(
+            "Along a trajectory, interference cannot be told from the object by its frequency; name the coils that see "
+            "only the interference (--reference-coils), or leave it in."
+        )
+    axis = _layout(kspace, readout)
     lines = kspace.data.movedim(axis, -1)  # (*batch, coil, *lines, sample)
     line_dims = kspace.n_dims - 1
     flat = lines.reshape(-1, *lines.shape[-line_dims - 1 :])
@@ -185,13 +248,17 @@ def repeatability(kspace: KSpace) -> float:
     Raises
     ------
     InputError
-        If there are no repetitions, or they hold nothing.
+        If there are no repetitions, they hold nothing, or each has a trajectory of its own.
     """
     n_repetitions = kspace.data.shape[kspace.batch_axes.index("repetition")] if "repetition" in kspace.batch_axes else 1
     if n_repetitions < 2:
         raise InputError("The scan holds one repetition; its repeatability needs at least two, kept apart on reading.")
-    image = Fourier(kspace.image_shape, kspace.n_dims).to(kspace.data.device).adjoint(kspace.data)
-    image = image.movedim(kspace.batch_axes.index("repetition"), 0)
+    if not has_one_trajectory(kspace):
+        raise InputError(
+            "Each repetition has a trajectory of its own, so that their images differ without any noise; repeat the "
+            "scan with one trajectory to measure its repeatability."
+        )
+    image = coil_images(kspace).movedim(kspace.batch_axes.index("repetition"), 0)
     mean = image.mean(dim=0)
     variance = (image - mean).abs().square().sum(dim=0) / (2 * (n_repetitions - 1))
     magnitude = mean.abs().flatten()
@@ -201,6 +268,22 @@ def repeatability(kspace: KSpace) -> float:
     return float(variance.mean().sqrt() / signal)
 
 
+def has_one_trajectory(kspace: KSpace) -> bool:
+    """Tell whether all repetitions were measured at the same positions, so that they can be compared.
+
+    Parameters
+    ----------
+    kspace
+        A scan with a batch axis ``"repetition"``.
+    """
+    if kspace.trajectory is None or kspace.trajectory.ndim == 2:
+        return True
+    axis = kspace.batch_axes.index("repetition") - len(kspace.batch_axes) - 2
+    if kspace.trajectory.ndim < -axis:
+        return True
+    return bool((kspace.trajectory == kspace.trajectory.narrow(axis, 0, 1)).all())
+
+
 def _without(kspace: KSpace, interference: torch.Tensor, reason: str) -> KSpace:
     total = kspace.data.abs().square().sum().clamp_min(torch.finfo(torch.float32).tiny)
     power = float(interference.abs().square().sum() / total)
@@ -208,20 +291,26 @@ def _without(kspace: KSpace, interference: torch.Tensor, reason: str) -> KSpace:
     return replace(kspace, data=kspace.data - interference).with_decisions(decision)
 
 
-def _readout_axis(kspace: KSpace, readout: Readout | None) -> int:
+def _layout(kspace: KSpace, readout: Readout | None) -> int:
+    """Axis of the readout on the grid, −2 or −1; length of the readouts of a trajectory."""
     if readout not in ("ky", "kx", None):
         raise ValueError(f"readout is {readout!r}; expected 'ky', 'kx' or None.")
-    if readout is None:
-        # Readers that keep the readout along the rows' index, as the images were published, say so.
-        along_rows = any(d.name == "orientation" and d.value.startswith(_ROWS) for d in kspace.decisions)
-        readout = "ky" if along_rows else "kx"
-    return -2 if readout == "ky" else -1
+    if kspace.is_cartesian:
+        return -2 if (readout or kspace.readout) == "ky" else -1
+    if readout is not None:
+        raise ValueError(f"readout is {readout!r}, but the scan has a trajectory; leave it out.")
+    if kspace.readout_length is None:
+        raise InputError(
+            "The readouts of the trajectory are not equally long, so interference cannot be told from one to the next; "
+            "give the scan as readouts of one length."
+        )
+    return kspace.readout_length
 
 
 def _check_references(kspace: KSpace, references: torch.Tensor) -> None:
     if not references.is_complex():
         raise TypeError(f"references is {references.dtype}; expected a complex tensor.")
-    coil = -kspace.n_dims - 1
+    coil = -kspace.n_k_axes - 1
     fits = references.ndim == kspace.data.ndim and all(
         a == b
         for d, (a, b) in enumerate(zip(references.shape, kspace.data.shape, strict=True))
@@ -241,18 +330,22 @@ def _windows(n_lines: int, window: int) -> list[tuple[int, int]]:
     return list(pairwise(edges))
 
 
-def _as_lines(data: torch.Tensor, axis: int, n_dims: int) -> torch.Tensor:
+def _as_lines(data: torch.Tensor, kspace: KSpace, layout: int) -> torch.Tensor:
     """``(batch, coil, line, sample)``; the partitions of a volume are further entries of the batch."""
-    lines = data.movedim(axis, -1)
-    return (lines.movedim(-3, -4) if n_dims == 3 else lines).flatten(end_dim=-4)
+    if not kspace.is_cartesian:
+        return data.reshape(-1, data.shape[-2], data.shape[-1] // layout, layout)
+    lines = data.movedim(layout, -1)
+    return (lines.movedim(-3, -4) if kspace.n_dims == 3 else lines).flatten(end_dim=-4)
 
 
-def _from_lines(lines: torch.Tensor, axis: int, kspace: KSpace) -> torch.Tensor:
+def _from_lines(lines: torch.Tensor, kspace: KSpace, layout: int) -> torch.Tensor:
     """The inverse of ``_as_lines`` for the samples of ``kspace``."""
-    shape = kspace.data.movedim(axis, -1).shape
+    if not kspace.is_cartesian:
+        return lines.reshape(kspace.data.shape)
+    shape = kspace.data.movedim(layout, -1).shape
     if kspace.n_dims == 3:
         lines = lines.reshape(*shape[:-4], shape[-3], shape[-4], *shape[-2:]).movedim(-4, -3)
-    return lines.reshape(shape).movedim(-1, axis)
+    return lines.reshape(shape).movedim(-1, layout)
 
 
 def _shifted(padded: torch.Tensor, kernel_size: tuple[int, int]) -> torch.Tensor:

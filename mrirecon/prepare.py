@@ -5,15 +5,17 @@ from dataclasses import replace
 
 import torch
 
+from mrirecon.density import coil_images
 from mrirecon.kspace import KSpace
 from operators.decision import Decision
 from operators.errors import InputError
-from operators.fourier import Fourier
 
 _OUTER_FRACTION = 0.25
 _BACKGROUND_FRACTION = 0.05
 _BLOCK = 8  # noise power is counted in groups of 8 × 8 complex samples, which tell it to one part in eight
 _MIN_GROUPS = 8
+_MIN_LINES = 8 * _BLOCK  # fewer readouts of a trajectory are cut into parts
+_MIN_PART = 8 * _BLOCK
 
 
 def noise_std(kspace: KSpace) -> tuple[torch.Tensor, Decision]:
@@ -24,16 +26,19 @@ def noise_std(kspace: KSpace) -> tuple[torch.Tensor, Decision]:
     1. the noise scan (its mean removed);
     2. the empty background. K-space is transformed along the axes on which every measured line is complete: all axes
        of a complete scan (also with partial Fourier, or of low resolution), the readout of one with missing lines.
-       Only the measured range is transformed, so that zero filling does not thin the noise. Signal only ever adds
+       Only the measured range is transformed, so that zero filling does not thin the noise. Along a trajectory it is
+       the readouts, tapered, that are transformed: at frequencies that no pixel has lies noise alone. Signal only adds
        power, so it is the lowest level at which many blocks of pixels agree, within counting statistics, that counts;
     3. the edge of k-space: the quarter of the measured samples farthest from the centre, with the extent measured along
        each axis as the unit, in groups of neighbours. Again the lowest level at which groups agree counts: structure
-       of the object reaches the edge in some directions only, and partial Fourier leaves one edge.
+       of the object reaches the edge in some directions only, and partial Fourier leaves one edge. Along a trajectory
+       groups are neighbours in k-space, too, not in time.
 
     The background comes before the edge because many scanners filter or fill the edge of k-space, and a noise level
     read there would then be far below what the image shows. If there is no background (less than a twentieth of the
     field of view, or without the statistics of noise), the edge decides; it may be too high where fine structure of a
-    bright object reaches it.
+    bright object reaches it. Nobody fills the edge of a trajectory: there the lower of the two counts, because few
+    readouts, or samples far apart, may have no background.
 
     Parameters
     ----------
@@ -55,25 +60,26 @@ def noise_std(kspace: KSpace) -> tuple[torch.Tensor, Decision]:
     """
     if kspace.noise is not None:
         return _decided(_std_of_noise_scan(kspace.noise), "noise scan", "The file has a noise scan.")
-    measured = _measured(kspace)
-    box, axes = _complete_axes(measured)
-    levels = [_background_power(coil, measured, box, axes) for coil in _by_coil(kspace)]
-    if all(level is not None for level in levels):
+    coils, measured = _by_coil(kspace), _measured(kspace)
+    background, axes = _background_powers(kspace, coils, measured)
+    edge = torch.full_like(background, math.inf)
+    wanted = background.isinf() | (not kspace.is_cartesian)
+    if bool(wanted.any()):
+        outwards = _outwards(kspace, measured)
+        edge[wanted] = torch.stack([_edge_power(coil, measured, *outwards) for coil in coils[wanted]])
+    found = background <= edge
+    if bool(found.all()):
         source = "image background" if len(axes) == kspace.n_dims else "background of the measured lines"
         reason = "There is no noise scan, and part of the field of view is empty."
-    elif any(level is not None for level in levels):
+    elif bool(found.any()):
         source, reason = "background or k-space edge", "There is no noise scan, and not every coil has a background."
     else:
         source, reason = "k-space edge", "There is no noise scan, and no empty background was found."
-    powers = [
-        _edge_power(coil, measured) if level is None else level
-        for coil, level in zip(_by_coil(kspace), levels, strict=True)
-    ]
-    return _decided(torch.stack(powers).div(2).sqrt(), source, reason)
+    return _decided(torch.minimum(background, edge).div(2).sqrt(), source, reason)
 
 
 def signal_to_noise(kspace: KSpace) -> float:
-    """Signal-to-noise ratio of the zero-filled image: a figure to compare scans with.
+    """Signal-to-noise ratio of the zero-filled or gridded image: a figure to compare scans with.
 
     Parameters
     ----------
@@ -91,8 +97,7 @@ def signal_to_noise(kspace: KSpace) -> float:
     InputError
         As for ``noise_std``.
     """
-    fourier = Fourier(kspace.data.shape[-kspace.n_dims - 1 :], kspace.n_dims).to(kspace.data.device)
-    magnitude = torch.linalg.vector_norm(fourier.adjoint(kspace.data), dim=-kspace.n_dims - 1).flatten()
+    magnitude = torch.linalg.vector_norm(coil_images(kspace), dim=-kspace.n_dims - 1).flatten()
     rank = max(1, math.ceil(0.95 * magnitude.numel()))
     return float(magnitude.kthvalue(rank).values / _root_mean_square(noise_std(kspace)[0]))
 
@@ -154,6 +159,7 @@ def centre_kspace(kspace: KSpace) -> KSpace:
     image, so this is only worth doing before a method that assumes a real or slowly varying image. Along an axis that
     was not measured up to both of its ends (partial Fourier, zero filling) there is no shift, because measured lines
     would wrap around to the other side; the phase estimates of partial-Fourier methods include the linear phase anyway.
+    Samples along a trajectory stay where they are.
 
     Parameters
     ----------
@@ -166,10 +172,12 @@ def centre_kspace(kspace: KSpace) -> KSpace:
         The scan with its peak in the centre, as far as it could be moved, with the shift in its log.
     """
     shape, n_dims = kspace.image_shape, kspace.n_dims
+    name = "kspace_centring"
+    if not kspace.is_cartesian:
+        return kspace.with_decisions(Decision(name, "none", "The trajectory says where its samples lie."))
     power = kspace.data.abs().square().flatten(end_dim=-n_dims - 1).sum(dim=0)
     peak = tuple(int(i) for i in torch.unravel_index(power.argmax(), shape))
     centre = tuple(n // 2 for n in shape)
-    name = "kspace_centring"
     if peak == centre:
         return kspace.with_decisions(Decision(name, "none", f"The echo peak is at the centre {centre}."))
     mask = kspace.mask.expand(*kspace.data.shape[: -n_dims - 1], 1, *shape)
@@ -213,14 +221,14 @@ def mix_coils(kspace: KSpace, matrix: torch.Tensor) -> KSpace:
         raise ValueError(f"matrix has shape {tuple(matrix.shape)}; expected (new coil, {kspace.n_coils}).")
     matrix = matrix.to(kspace.data)
 
-    def mix(tensor: torch.Tensor, n_dims: int) -> torch.Tensor:
-        return (matrix @ tensor.flatten(-n_dims)).unflatten(-1, tensor.shape[-n_dims:])
+    def mix(tensor: torch.Tensor, n_axes: int) -> torch.Tensor:
+        return (matrix @ tensor.flatten(-n_axes)).unflatten(-1, tensor.shape[-n_axes:])
 
     return replace(
         kspace,
-        data=mix(kspace.data, kspace.n_dims),
+        data=mix(kspace.data, kspace.n_k_axes),
         noise=None if kspace.noise is None else mix(kspace.noise, 1),
-        calibration=None if kspace.calibration is None else mix(kspace.calibration, kspace.n_dims),
+        calibration=None if kspace.calibration is None else mix(kspace.calibration, kspace.n_k_axes),
     )
 
 
@@ -259,14 +267,61 @@ def _cholesky_factor(noise: torch.Tensor) -> torch.Tensor | None:
 
 def _by_coil(kspace: KSpace) -> torch.Tensor:
     """Samples as ``(coil, sample of the batch, *k)``."""
-    return kspace.data.movedim(-kspace.n_dims - 1, 0).reshape(kspace.n_coils, -1, *kspace.image_shape)
+    return kspace.data.movedim(-kspace.n_k_axes - 1, 0).reshape(kspace.n_coils, -1, *kspace.k_shape)
 
 
 def _measured(kspace: KSpace) -> torch.Tensor:
     """Which samples were measured, bool ``(sample of the batch, *k)``; what is zero in all coils was not."""
-    mask = kspace.mask.expand(*kspace.data.shape[: -kspace.n_dims - 1], 1, *kspace.image_shape) > 0
-    measured = mask & (kspace.data != 0).any(dim=-kspace.n_dims - 1, keepdim=True)
-    return measured.reshape(-1, *kspace.image_shape)
+    coil = -kspace.n_k_axes - 1
+    mask = kspace.mask.expand(*kspace.data.shape[:coil], 1, *kspace.k_shape) > 0
+    measured = mask & (kspace.data != 0).any(dim=coil, keepdim=True)
+    return measured.reshape(-1, *kspace.k_shape)
+
+
+def _background_powers(
+    kspace: KSpace, coils: torch.Tensor, measured: torch.Tensor
+) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Noise power of each coil where nothing is seen, ∞ without such a place, and the axes that were transformed."""
+    box: tuple[slice, ...] = (slice(None),) * 3
+    axes: tuple[int, ...] = (-1,)
+    if kspace.is_cartesian:
+        box, axes = _complete_axes(measured)
+    elif kspace.readout_length is None or kspace.readout_length < 2 * _BLOCK:
+        axes = ()
+    else:
+        coils, measured = _tapered_readouts(coils, measured, kspace.readout_length)
+    powers = [_background_power(coil, measured, box, axes) for coil in coils]
+    none = torch.tensor(math.inf, dtype=torch.float64, device=coils.device)
+    return torch.stack([none if power is None else power for power in powers]), axes
+
+
+def _tapered_readouts(
+    coils: torch.Tensor, measured: torch.Tensor, readout_length: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Readouts, or equal parts of few long ones, made ready for a transform of every other frequency.
+
+    Readouts that start in the centre of k-space begin with a jump, which without a taper leaks into all frequencies.
+    The taper correlates neighbouring frequencies; every other one, all that is left once the second half is added to
+    the first, is nearly independent.
+
+    Returns
+    -------
+    parts
+        ``(coil, sample of the batch, part, sample / 2)``, with the noise power of the samples.
+    complete
+        Bool ``(sample of the batch, part, sample / 2)``: whether all of the part was measured.
+    """
+    n_readouts = measured.numel() // readout_length
+    n_parts = max(1, min(math.ceil(_MIN_LINES / n_readouts), readout_length // _MIN_PART))
+    length = readout_length // n_parts // 2 * 2
+    coils, measured = (
+        t.unflatten(-1, (-1, readout_length))[..., readout_length - n_parts * length :].unflatten(-1, (n_parts, length))
+        for t in (coils, measured)
+    )
+    taper = torch.hann_window(length, dtype=coils.real.dtype, device=coils.device)
+    folded = (coils * (taper / taper.square().sum().mul(2 / length).sqrt())).unflatten(-1, (2, -1)).sum(dim=-2)
+    complete = measured.all(dim=-1, keepdim=True).expand(*measured.shape[:-1], length // 2)
+    return folded.flatten(2, 3), complete.flatten(1, 2)
 
 
 def _complete_axes(measured: torch.Tensor) -> tuple[tuple[slice, ...], tuple[int, ...]]:
@@ -312,17 +367,19 @@ def _background_power(
     return level if even and exponential else None
 
 
-def _edge_power(samples: torch.Tensor, measured: torch.Tensor) -> torch.Tensor:
-    """Noise power E|n|² from the outer measured samples of one coil, ``(sample, *k)``."""
+def _edge_power(
+    samples: torch.Tensor, measured: torch.Tensor, radius: torch.Tensor, region: torch.Tensor
+) -> torch.Tensor:
+    """Noise power E|n|² from the outer measured samples of one coil, ``(sample, *k)``; see `_outwards`."""
     index = measured.flatten(1).nonzero()
     if len(index) < _BLOCK**2:
         raise InputError(
             f"k-space holds {len(index)} measured samples that are not zero; the noise level needs {_BLOCK**2}."
         )
-    radius, region = _outwards(measured)
+    radius, region = (t.expand(len(measured), -1)[index[:, 0], index[:, 1]] for t in (radius, region))
     n_outer = max(_BLOCK**2, math.ceil(_OUTER_FRACTION * len(index)))
-    index = index[radius[index[:, 1]].argsort(descending=True)[:n_outer]]
-    index = index[region[index[:, 1]].argsort(stable=True)]
+    outer = radius.argsort(descending=True)[:n_outer]
+    index = index[outer[region[outer].argsort(stable=True)]]
     power = samples.flatten(1)[index[:, 0], index[:, 1]].abs().square().to(torch.float64)
     groups = power[: len(power) // _BLOCK**2 * _BLOCK**2].unflatten(0, (-1, _BLOCK**2))
     return groups[_is_floor(groups.mean(dim=1))].mean()
@@ -337,20 +394,28 @@ def _is_floor(power: torch.Tensor) -> torch.Tensor:
     return power <= level * width
 
 
-def _outwards(measured: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distance from the centre in units of the measured extent, and number of the region, of every entry of the grid.
+def _outwards(kspace: KSpace, measured: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance from the centre in units of the measured extent, and number of the region, of every entry of k-space.
 
-    There are eight regions along each axis, numbered such that neighbours in number are neighbours in k-space.
+    Both are ``(sample of the batch, entry)``, of size 1 where the batch shares its positions. There are eight regions
+    along each axis, numbered such that neighbours in number are neighbours in k-space.
     """
-    shape = measured.shape[1:]
-    any_sample = measured.any(dim=0)
-    radius = torch.zeros(shape, dtype=torch.float64, device=measured.device)
-    region = torch.zeros(shape, dtype=torch.int64, device=measured.device)
-    for d, n in enumerate(shape):
-        offset = torch.arange(n, dtype=torch.float64, device=measured.device) - n // 2
-        extent = offset[any_sample.movedim(d, 0).flatten(1).any(dim=1)].abs().max().clamp_min(1)
-        along = [-1 if i == d else 1 for i in range(len(shape))]
-        radius = radius + (offset / extent).square().reshape(along)
-        eighth = (4 * (1 + offset / extent)).long().clamp(0, 7).reshape(along)
+    n_dims, shared = kspace.n_dims, kspace.trajectory is None or kspace.trajectory.shape[:-2].numel() == 1
+    any_sample = measured.any(dim=0, keepdim=True) if shared else measured
+    if kspace.trajectory is None:
+        along = [torch.arange(n, dtype=torch.float64, device=measured.device) - n // 2 for n in kspace.k_shape]
+        offsets = [offset.reshape(-1, *(1,) * (n_dims - 1 - d)) for d, offset in enumerate(along)]
+    else:
+        positions = kspace.trajectory.detach().to(torch.float64)
+        if not shared:
+            positions = positions.expand(*kspace.data.shape[: len(kspace.batch_axes)], -1, -1)
+        offsets = list(positions.reshape(len(any_sample), kspace.n_samples, n_dims).unbind(dim=-1))
+    radius = torch.zeros(any_sample.shape, dtype=torch.float64, device=measured.device)
+    region = torch.zeros(any_sample.shape, dtype=torch.int64, device=measured.device)
+    for offset in offsets:
+        extent = (offset.abs() * any_sample).amax()
+        offset = offset / torch.where(extent > 0, extent, 1)
+        radius = radius + offset.square()
+        eighth = (4 * (1 + offset)).long().clamp(0, 7)
         region = 8 * region + torch.where(region % 2 == 0, eighth, 7 - eighth)
-    return radius.flatten(), region.flatten()
+    return radius.flatten(1), region.flatten(1)

@@ -8,9 +8,11 @@ from mrirecon.coils import calibration_region, compress, espirit, estimate_csm, 
 from mrirecon.kspace import KSpace
 from mrirecon.phantom import brain_phantom, coil_sensitivities, head_mask
 from mrirecon.prepare import centre_kspace, prewhiten
+from mrirecon.trajectory import radial, spiral, stack_of_stars
 from operators.elementary import centred_window
 from operators.errors import InputError
 from operators.fourier import Fourier
+from operators.nufft import NonUniformFourier
 from operators.sensitivity import Sensitivity
 
 SHAPE = (64, 60)
@@ -298,6 +300,135 @@ def test_root_sum_of_squares_of_true_maps_is_the_magnitude(head: tuple[torch.Ten
     torch.testing.assert_close(
         root_sum_of_squares((csm * image).movedim(0, -1), dim=-1), image.abs(), rtol=1e-6, atol=1e-9
     )
+
+
+TRAJECTORIES = {
+    "radial": radial(100, 128),
+    "a quarter of the spokes": radial(25, 128, golden=True),
+    "spiral": spiral(16, 400, 2),
+    "dense centre": spiral(16, 400, 2, density=1.5),
+}
+
+
+def along(trajectory: torch.Tensor, data: torch.Tensor, mask: torch.Tensor | None = None) -> KSpace:
+    """Slices ``(slice, coil, sample)`` along trajectories ``(slice, sample, dim)`` or one for all."""
+    header = Acquisition((1, *SHAPE), (5.0, 200.0, 200.0), (5.0, 200.0, 200.0))
+    mask = torch.ones(data.shape[-1]) if mask is None else mask
+    return KSpace(data, mask, header, trajectory=trajectory)
+
+
+def sampled(trajectory: torch.Tensor, head: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    image, csm, _ = head
+    return NonUniformFourier(trajectory, SHAPE, n_coils=N_COILS)(csm * image)
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_maps_along_a_trajectory_are_those_of_the_grid(name: str, head: tuple[torch.Tensor, ...]) -> None:
+    _, csm, kspace = head
+    estimate, decision = estimate_csm(along(TRAJECTORIES[name], sampled(TRAJECTORIES[name], head)[None]))
+    cartesian, _ = estimate_csm(scan(kspace[None]))
+    assert estimate is not None
+    assert cartesian is not None
+    assert decision.value == "espirit"
+    assert not decision.warning
+    inside = head_mask(SHAPE)
+    assert map_error(estimate[0], csm, inside) < 0.02
+    assert map_error(estimate[0], cartesian[0], inside) < 0.02
+
+
+@pytest.mark.parametrize("method", ["espirit", "walsh"])
+def test_maps_along_a_trajectory_hold_at_the_noise_of_low_field(
+    method: str, head: tuple[torch.Tensor, ...], generator: torch.Generator
+) -> None:
+    k = TRAJECTORIES["radial"]
+    noisy = sampled(k, head) + noise(N_COILS, len(k), std=0.1, generator=generator)
+    estimate, _ = estimate_csm(along(k, noisy[None]), method)  # type: ignore[arg-type]
+    assert estimate is not None
+    assert map_error(estimate[0], head[1], head_mask(SHAPE)) < 0.1
+
+
+@pytest.mark.parametrize("name", ["radial", "spiral"])
+def test_gridded_calibration_region_is_the_centre_of_the_grid(name: str, head: tuple[torch.Tensor, ...]) -> None:
+    found, decision = calibration_region(along(TRAJECTORIES[name], sampled(TRAJECTORIES[name], head)[None]))
+    assert "32 × 32" in decision.value
+    expected = centre(head[2], 32)
+    assert float((found[0] - expected).norm() / expected.norm()) < 0.04
+    middle, middle_expected = centre(found[0], 20), centre(expected, 20)
+    assert float((middle - middle_expected).norm() / middle_expected.norm()) < 0.02
+
+
+def test_slices_with_trajectories_and_masks_of_their_own_are_gridded_one_by_one(
+    head: tuple[torch.Tensor, ...],
+) -> None:
+    first, second = radial(100, 128), radial(100, 128, golden=True)
+    data = torch.stack([sampled(k, head) for k in (first, second, first)])
+    mask = torch.ones(3, 1, len(first))
+    mask[2, :, ::5] = 0
+    data[2, :, ::5] = 1e3  # nobody may look there
+    together, _ = calibration_region(along(torch.stack((first, second, first)), data, mask))
+    for i, k in enumerate((first, second, first)):
+        alone, _ = calibration_region(along(k, data[i : i + 1], mask[i : i + 1]))
+        torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-6)
+
+
+def test_calibration_region_ends_where_spokes_are_too_far_apart(head: tuple[torch.Tensor, ...]) -> None:
+    k = radial(16, 128)
+    found, decision = calibration_region(along(k, sampled(k, head)[None]))
+    # Spokes are 2 cells apart at 20 cells from the centre: the corners of a square of 28.
+    assert 14 <= min(found.shape[-2:]) <= max(found.shape[-2:]) <= 29
+    assert f"{found.shape[-2]} × {found.shape[-1]}" in decision.value
+    few = radial(5, 128)
+    estimate, decision = estimate_csm(along(few, sampled(few, head)[None]))
+    assert estimate is not None
+    assert decision.value == "walsh"
+    assert decision.warning
+
+
+@pytest.mark.parametrize("shape", [(20, 24), (21, 23)])
+def test_a_region_as_wide_as_kspace_keeps_its_ends(shape: tuple[int, int], generator: torch.Generator) -> None:
+    image = torch.randn(2, *shape, dtype=torch.complex128, generator=generator)
+    grid = torch.cartesian_prod(*(2 * math.pi * (torch.arange(n, dtype=torch.float64) - n // 2) / n for n in shape))
+    header = Acquisition((1, *shape), (5.0, 200.0, 200.0), (5.0, 200.0, 200.0))
+    data = Fourier((2, *shape))(image)
+    kspace = KSpace(data.flatten(-2)[None], torch.ones(len(grid)), header, trajectory=grid)
+    found, _ = calibration_region(kspace)
+    assert found[0].shape == data.shape
+    assert float((found[0] - data).abs().max()) < 0.01 * float(data.abs().max())
+    every_other = torch.ones(shape)
+    every_other[shape[0] // 2 + 2 :: 2] = 0
+    masked = KSpace(kspace.data * every_other.flatten(), every_other.flatten(), header, trajectory=grid)
+    assert calibration_region(masked)[0].shape[-2:] == (4, shape[1])
+
+
+def test_a_trajectory_that_leaves_out_the_centre_is_named(head: tuple[torch.Tensor, ...]) -> None:
+    k = radial(100, 128)
+    ring = k[k.norm(dim=-1) > 0.5]
+    with pytest.raises(InputError, match="centre of k-space was not measured"):
+        estimate_csm(along(ring, sampled(ring, head)[None]))
+    with pytest.raises(InputError, match="centre of k-space was not measured"):
+        estimate_csm(along(k, sampled(k, head)[None], (k.norm(dim=-1) > 0.5).float()))
+
+
+def test_maps_of_a_stack_of_stars() -> None:
+    shape = (6, 40, 36)
+    image, csm = brain_phantom(shape).to(torch.complex128), coil_sensitivities(4, shape).to(torch.complex128)
+    k = stack_of_stars(6, 60, 80)
+    data = NonUniformFourier(k, shape, n_coils=4)(csm * image)
+    header = Acquisition(shape, (60.0, 200.0, 200.0), (60.0, 200.0, 200.0))
+    kspace = KSpace(data, torch.ones(len(k)), header, batch_axes=(), n_dims=3, trajectory=k)
+    estimate, decision = estimate_csm(kspace)
+    assert estimate is not None
+    assert estimate.shape == (4, *shape)
+    assert decision.value == "espirit"
+    assert map_error(estimate, csm, head_mask(shape)) < 0.05
+
+
+def test_compression_along_a_trajectory_keeps_the_energy(head: tuple[torch.Tensor, ...]) -> None:
+    k = TRAJECTORIES["radial"]
+    compressed = compress(along(k, sampled(k, head)[None]), n_coils=3)
+    assert compressed.data.shape == (1, 3, len(k))
+    singular = torch.linalg.svdvals(sampled(k, head)).square()
+    torch.testing.assert_close(compressed.data.abs().square().sum(), singular[:3].sum())
 
 
 @pytest.mark.realdata

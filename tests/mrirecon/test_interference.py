@@ -9,13 +9,15 @@ from mrirecon.interference import (
     remove_interference_with_references,
     remove_narrow_band_interference,
     repeatability,
+    split_reference_coils,
 )
 from mrirecon.io import read
 from mrirecon.kspace import KSpace
 from mrirecon.phantom import brain_phantom
-from operators.decision import Decision
+from mrirecon.trajectory import radial, spiral
 from operators.errors import InputError
 from operators.fourier import Fourier
+from operators.nufft import NonUniformFourier
 
 SHAPE = (96, 128)
 NOISE = 0.02
@@ -145,8 +147,11 @@ def test_the_readout_may_lie_along_the_rows(generator: torch.Generator) -> None:
     removed = remove_narrow_band_interference(scan(data))
     turned = remove_narrow_band_interference(scan(data.mT), readout="ky")
     torch.testing.assert_close(turned.data.mT, removed.data)
-    said = scan(data.mT, decisions=(Decision("orientation", "image rows = readout, as published", "So it is."),))
-    torch.testing.assert_close(remove_narrow_band_interference(said).data.mT, removed.data)
+    said = remove_narrow_band_interference(scan(data.mT, readout="ky"))
+    torch.testing.assert_close(said.data.mT, removed.data)
+    torch.testing.assert_close(
+        remove_narrow_band_interference(scan(data, readout="ky"), readout="kx").data, removed.data
+    )
 
 
 def test_a_scan_without_interference_stays_as_it_is(generator: torch.Generator) -> None:
@@ -184,6 +189,112 @@ def test_repeatability_is_the_noise_of_one_repetition(generator: torch.Generator
         data = head(1) + 0.01 * 2**0.5 * randn(generator, n, 1, 1, *SHAPE)
         kspace = scan(data, batch_axes=("repetition", "slice"))
         assert repeatability(kspace) == pytest.approx(0.01 / signal, rel=0.05)
+
+
+N = 64
+TRAJECTORIES = {
+    "radial": (radial(100, 2 * N), 2 * N),
+    "golden": (radial(60, 2 * N, golden=True), 2 * N),
+    "spiral": (spiral(16, 400, 2), 400),
+}
+
+
+def along(trajectory: torch.Tensor, data: torch.Tensor, **kwargs: object) -> KSpace:
+    header = Acquisition((1, N, N), (5.0, 200.0, 200.0), (5.0, 200.0, 200.0))
+    return KSpace(data, torch.ones(data.shape[-1]), header, trajectory=trajectory, **kwargs)
+
+
+def sampled(trajectory: torch.Tensor) -> torch.Tensor:
+    """Noise-free phantom along a trajectory, ``(1, 1, sample)``."""
+    return NonUniformFourier(trajectory, (N, N))(brain_phantom((N, N)).to(torch.complex128))[None, None]
+
+
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_references_remove_interference_along_a_trajectory_and_keep_the_signal(
+    name: str, generator: torch.Generator
+) -> None:
+    trajectory, n = TRAJECTORIES[name]
+    clean = sampled(trajectory)
+    noise = NOISE * randn(generator, *clean.shape)
+    n_readouts = len(trajectory) // n
+    sources = torch.stack(
+        (
+            0.4 * randn(generator, n_readouts, n),
+            0.6 * randn(generator, n_readouts, 1) * torch.exp(2j * math.pi * 0.17 * torch.arange(n)),
+        )
+    )
+    primary = sum(convolved(source, 0.3 * randn(generator, 3)) for source in sources).reshape(clean.shape)  # type: ignore[union-attr]
+    references = torch.einsum("rs,sln->rln", randn(generator, 3, 2), sources).reshape(1, 3, -1)
+    references = references + 0.01 * randn(generator, *references.shape)
+    kspace = along(trajectory, clean + noise + primary, readout_length=n)
+    removed = remove_interference_with_references(kspace, references)
+    assert rms(removed.data - clean - noise) < 0.1 * rms(primary)
+    assert removed.decisions[-1].name == "interference"
+    untouched = remove_interference_with_references(along(trajectory, clean + noise, readout_length=n), references)
+    assert rms(untouched.data - clean - noise) < 0.01 * rms(clean)
+
+
+def test_a_volume_along_a_trajectory_is_cleaned_in_one_piece(generator: torch.Generator) -> None:
+    trajectory = radial(40, 32, n_dims=3)
+    source = randn(generator, 2, len(trajectory))
+    primary = randn(generator, 3, 2) @ source
+    header = Acquisition((16, 16, 16), (200.0, 200.0, 200.0), (200.0, 200.0, 200.0))
+    kspace = KSpace(primary, torch.ones(len(trajectory)), header, (), 3, trajectory=trajectory, readout_length=32)
+    removed = remove_interference_with_references(kspace, source, kernel_size=(1, 3))
+    assert removed.data.shape == primary.shape
+    assert rms(removed.data) < 5e-3 * rms(primary)
+
+
+def test_reference_coils_are_taken_out_of_everything(generator: torch.Generator) -> None:
+    data = randn(generator, 2, 4, *SHAPE)
+    kspace = scan(data, noise=randn(generator, 4, 100), calibration=data)
+    remaining, references = split_reference_coils(kspace, (3, 1))
+    torch.testing.assert_close(references, data[:, [3, 1]])
+    torch.testing.assert_close(remaining.data, data[:, [0, 2]])
+    torch.testing.assert_close(remaining.calibration, data[:, [0, 2]])
+    assert kspace.noise is not None
+    torch.testing.assert_close(remaining.noise, kspace.noise[[0, 2]])
+    assert remaining.decisions[-1].value == "3, 1"
+    trajectory, n = TRAJECTORIES["radial"]
+    samples = randn(generator, 1, 3, len(trajectory))
+    remaining, references = split_reference_coils(along(trajectory, samples, readout_length=n), [0])
+    torch.testing.assert_close(references, samples[:, :1])
+    torch.testing.assert_close(remaining.data, samples[:, 1:])
+
+
+@pytest.mark.parametrize("coils", [[], [4], [-1], [1, 1], [0, 1, 2, 3]])
+def test_reference_coils_that_do_not_exist_are_named(coils: list[int], generator: torch.Generator) -> None:
+    with pytest.raises(InputError, match=r"reference coils"):
+        split_reference_coils(scan(randn(generator, 1, 4, *SHAPE)), coils)
+
+
+def test_repeatability_along_one_trajectory_is_that_of_the_grid(generator: torch.Generator) -> None:
+    trajectory, _ = TRAJECTORIES["radial"]
+    clean = sampled(trajectory)
+    axes = ("repetition", "slice")
+    results = []
+    for std in (0.02, 0.04):
+        data = clean + std * 2**0.5 * randn(generator, 2, *clean.shape)
+        results.append(repeatability(along(trajectory, data, batch_axes=axes)))
+        own = trajectory.expand(2, 1, -1, -1)
+        assert repeatability(along(own, data, batch_axes=axes)) == pytest.approx(results[-1], rel=1e-6)
+    assert results[1] / results[0] == pytest.approx(2, rel=0.1)
+    with pytest.raises(InputError, match="a trajectory of its own"):
+        repeatability(along(torch.stack((trajectory, trajectory.flip(0)))[:, None], data, batch_axes=axes))
+
+
+def test_what_cannot_be_done_along_a_trajectory_is_said(generator: torch.Generator) -> None:
+    trajectory, n = TRAJECTORIES["radial"]
+    data = randn(generator, 1, 2, len(trajectory))
+    kspace = along(trajectory, data, readout_length=n)
+    with pytest.raises(InputError, match="--reference-coils"):
+        remove_narrow_band_interference(kspace)
+    with pytest.raises(InputError, match="not equally long"):
+        remove_interference_with_references(along(trajectory, data), data)
+    with pytest.raises(ValueError, match="leave it out"):
+        remove_interference_with_references(kspace, data, readout="kx")
+    with pytest.raises(ValueError, match="agree in all but the coils"):
+        remove_interference_with_references(kspace, data[..., 1:])
 
 
 def test_what_cannot_be_done_is_said(generator: torch.Generator) -> None:

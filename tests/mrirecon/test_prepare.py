@@ -3,10 +3,12 @@ import torch
 
 from mrirecon.acquisition import Acquisition
 from mrirecon.kspace import KSpace
-from mrirecon.phantom import brain_phantom
+from mrirecon.phantom import brain_phantom, coil_sensitivities
 from mrirecon.prepare import centre_kspace, mix_coils, noise_std, prewhiten, signal_to_noise
+from mrirecon.trajectory import epi, radial, rosette, spiral
 from operators.errors import InputError
 from operators.fourier import Fourier
+from operators.nufft import NonUniformFourier
 
 SHAPE = (128, 120)
 
@@ -220,6 +222,99 @@ def test_centred_kspace_stays_the_same() -> None:
     kspace = centre_kspace(scan(head()))
     assert torch.equal(kspace.data, head())
     assert kspace.decisions[-1].value == "none"
+
+
+N = 96
+TRAJECTORIES = {
+    "radial": (radial(150, 2 * N), 2 * N),
+    "few golden spokes": (radial(40, 2 * N, golden=True), 2 * N),
+    "spiral": (spiral(N // 8, 8 * N, 4), 8 * N),
+    "four arms": (spiral(4, 3000, 12), 3000),
+    "epi": (epi(N, N), N),
+}
+
+
+def along(
+    trajectory: torch.Tensor, readout_length: int | None, std: float, generator: torch.Generator, **kwargs: object
+) -> KSpace:
+    """Noisy scan of the phantom along a trajectory, with two coils in one slice."""
+    image = (coil_sensitivities(2, (N, N)) * brain_phantom((N, N))).to(torch.complex128)
+    data = NonUniformFourier(trajectory, (N, N), n_coils=2)(image) + noise(
+        2, len(trajectory), std=std, generator=generator
+    )
+    header = Acquisition((1, N, N), (5.0, 200.0, 200.0), (5.0, 200.0, 200.0))
+    mask = torch.ones(len(trajectory))
+    return KSpace(data[None], mask, header, trajectory=trajectory, readout_length=readout_length, **kwargs)
+
+
+@pytest.mark.parametrize("std", [0.01, 0.05, 0.15, 0.5])
+@pytest.mark.parametrize("name", TRAJECTORIES)
+def test_noise_level_is_found_along_a_trajectory(name: str, std: float, generator: torch.Generator) -> None:
+    found, decision = noise_std(along(*TRAJECTORIES[name], std, generator))
+    torch.testing.assert_close(found, torch.full((2,), std, dtype=torch.float64), rtol=0.1, atol=0)
+    assert "background of the measured lines" in decision.value or std > 0.01
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "readout_length"),
+    [(radial(150, N), N), (radial(150, N), None), (radial(150, N), 1), (rosette(N // 2, 4 * N, 3, 2), 4 * N)],
+)
+def test_noise_level_comes_from_the_edge_where_readouts_have_no_background(
+    trajectory: torch.Tensor, readout_length: int | None, generator: torch.Generator
+) -> None:
+    # Less noise would hide under what a bright object has at the edge, as on the grid.
+    found, decision = noise_std(along(trajectory, readout_length, 0.3, generator))
+    assert "k-space edge" in decision.value
+    torch.testing.assert_close(found, torch.full((2,), 0.3, dtype=torch.float64), rtol=0.1, atol=0)
+
+
+def test_noise_level_of_images_with_trajectories_of_their_own(generator: torch.Generator) -> None:
+    scans = [along(radial(n, 60 * N // n), None, 0.3, generator) for n in (60, 30)]
+    header = scans[0].acquisition
+    trajectory = torch.stack([one.trajectory for one in scans])  # type: ignore[misc]
+    data = torch.cat([one.data for one in scans])
+    kspace = KSpace(data, torch.ones(1, 1, 60 * N), header, trajectory=trajectory)
+    torch.testing.assert_close(noise_std(kspace)[0], torch.full((2,), 0.3, dtype=torch.float64), rtol=0.05, atol=0)
+
+
+def test_samples_that_were_not_measured_do_not_thin_the_noise(generator: torch.Generator) -> None:
+    kspace = along(*TRAJECTORIES["radial"], 0.1, generator)
+    mask = torch.ones(150, 2 * N)
+    mask[::3] = 0
+    mask[:, -20:] = 0
+    masked = KSpace(
+        kspace.data * mask.flatten(),
+        mask.flatten(),
+        kspace.acquisition,
+        trajectory=kspace.trajectory,
+        readout_length=2 * N,
+    )
+    torch.testing.assert_close(noise_std(masked)[0], torch.full((2,), 0.1, dtype=torch.float64), rtol=0.1, atol=0)
+
+
+def test_a_scan_along_a_trajectory_is_whitened_and_mixed_like_one_on_the_grid(generator: torch.Generator) -> None:
+    mixing = torch.tensor([[1.0, 0.5j], [0.2, 3.0]], dtype=torch.complex128)
+    measured = mixing @ noise(2, 4000, std=0.2, generator=generator)
+    kspace = prewhiten(along(*TRAJECTORIES["radial"], 0.05, generator, noise=measured))
+    assert kspace.data.shape == (1, 2, 150 * 2 * N)
+    assert kspace.noise is not None
+    torch.testing.assert_close(torch.cov(kspace.noise) / 2, torch.eye(2, dtype=torch.complex128), rtol=0, atol=1e-10)
+    swapped = mix_coils(kspace, torch.eye(2).flip(0))
+    torch.testing.assert_close(swapped.data, kspace.data.flip(1))
+
+
+def test_a_trajectory_is_not_centred() -> None:
+    kspace = along(*TRAJECTORIES["epi"], 0.0, torch.Generator())
+    centred = centre_kspace(kspace)
+    assert centred.data is kspace.data
+    assert centred.decisions[-1].value == "none"
+
+
+def test_signal_to_noise_does_not_depend_on_how_kspace_was_sampled(generator: torch.Generator) -> None:
+    cartesian = along(*TRAJECTORIES["epi"], 0.05, generator)
+    on_grid = scan(cartesian.data.reshape(1, 2, N, N).clone())
+    on_grid.data[..., 1::2, :] = on_grid.data[..., 1::2, :].flip(-1)
+    assert signal_to_noise(cartesian) == pytest.approx(signal_to_noise(on_grid), rel=0.05)
 
 
 @pytest.mark.realdata
