@@ -4,14 +4,17 @@ from .coils import espirit as espirit
 from .coils import estimate_csm as estimate_csm
 from .coils import root_sum_of_squares as root_sum_of_squares
 from .coils import walsh as walsh
+from .density import density as density
 from .density import pipe_density as pipe_density
 from .density import radial_density as radial_density
 from .interference import remove_interference_with_references as remove_interference_with_references
 from .interference import remove_narrow_band_interference as remove_narrow_band_interference
 from .interference import repeatability as repeatability
+from .interference import split_reference_coils as split_reference_coils
 from .io import ReadOptions as ReadOptions
 from .io import read as read
 from .io import sniff as sniff
+from .io.pulseq import read_pulseq_trajectory as read_pulseq_trajectory
 from .kspace import KSpace as KSpace
 from .partial_fourier import homodyne as homodyne
 from .partial_fourier import pocs as pocs
@@ -28,7 +31,9 @@ from .reconstruction import operator_for as operator_for
 from .reconstruction import reconstruct as reconstruct
 from .simulation import Scenario as Scenario
 from .simulation import simulate as simulate
+from .simulation import simulate_along as simulate_along
 from .simulation import simulate_scenario as simulate_scenario
+from .trajectory import as_stack as as_stack
 from .trajectory import epi as epi
 from .trajectory import in_radians_per_pixel as in_radians_per_pixel
 from .trajectory import radial as radial

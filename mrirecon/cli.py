@@ -68,12 +68,33 @@ class FourierSign(StrEnum):
     forward = "forward"
 
 
+class TrajectoryUnit(StrEnum):
+    """Units in which files hold the trajectory of a scan."""
+
+    cycles_per_pixel = "cycles-per-pixel"
+    radians_per_pixel = "radians-per-pixel"
+    grid_index = "index"
+    per_metre = "1/m"
+
+
 class Contrast(StrEnum):
     """Contrasts of the built-in phantom."""
 
     t1 = "t1"
     t2 = "t2"
     flair = "flair"
+
+
+class TrajectoryKind(StrEnum):
+    """How a simulated scan samples k-space."""
+
+    cartesian = "cartesian"
+    radial = "radial"
+    golden_radial = "golden-radial"
+    spiral = "spiral"
+    rosette = "rosette"
+    epi = "epi"
+    stack_of_stars = "stack-of-stars"
 
 
 class PartialFourier(StrEnum):
@@ -89,7 +110,9 @@ def _read_options(
     variable: Annotated[
         str | None, typer.Option(help="Name of the array or group to read, where a file holds several.")
     ] = None,
-    axes: Annotated[str | None, typer.Option(help="Meaning of an array's axes in file order: kx,ky,slice.")] = None,
+    axes: Annotated[
+        str | None, typer.Option(help="Meaning of an array's axes in file order: kx,ky,slice or coil,shot,sample.")
+    ] = None,
     fourier_sign: Annotated[
         FourierSign | None, typer.Option(help="Whether the image is the inverse or the forward transform.")
     ] = None,
@@ -98,16 +121,32 @@ def _read_options(
     split_averages: Annotated[
         bool, typer.Option("--split-averages", help="Keep averages apart as repetitions.")
     ] = False,
+    trajectory_file: Annotated[
+        Path | None, typer.Option(help="File with the trajectory of an array that has none beside it.")
+    ] = None,
+    trajectory_unit: Annotated[
+        TrajectoryUnit | None, typer.Option(help="Unit of the trajectory, otherwise told by its largest coordinate.")
+    ] = None,
+    trajectory_axes: Annotated[
+        str | None, typer.Option(help="Components of the trajectory in file order, otherwise kx,ky[,kz].")
+    ] = None,
+    matrix: Annotated[
+        str | None, typer.Option(help="Pixels y,x or z,y,x of the image of a scan with a trajectory.")
+    ] = None,
 ) -> "ReadOptions":
     from mrirecon.io.options import ReadOptions
 
     return ReadOptions(
         variable=variable,
-        axes=tuple(name.strip() for name in axes.split(",")) if axes else None,
+        axes=_names(axes) if axes else None,
         fourier_sign=None if fourier_sign is None else fourier_sign.value,
         voxel_mm=_voxel(voxel_mm) if voxel_mm else None,
         remove_oversampling=not keep_oversampling,
         average=not split_averages,
+        trajectory=trajectory_file,
+        trajectory_unit=None if trajectory_unit is None else trajectory_unit.value,
+        trajectory_axes=_names(trajectory_axes) if trajectory_axes else None,
+        matrix=whole_numbers(matrix, "--matrix") if matrix else None,
     )
 
 
@@ -145,6 +184,10 @@ def reconstruct(
     remove_interference: Annotated[
         bool, typer.Option("--remove-interference", help="Take narrow-band interference out of k-space first.")
     ] = False,
+    reference_coils: Annotated[
+        str | None,
+        typer.Option(help="Coils that receive interference only, such as 4,5; what they predict is taken out."),
+    ] = None,
     partial_fourier: Annotated[PartialFourier, typer.Option(help="Filling of a missing side of k-space.")] = (
         PartialFourier.auto
     ),
@@ -162,15 +205,22 @@ def reconstruct(
 
     Several files go to one directory; a file that fails does not stop the others, and the exit status is 2.
     """
-    from mrirecon.interference import remove_narrow_band_interference
+    from mrirecon.interference import (
+        remove_interference_with_references,
+        remove_narrow_band_interference,
+        split_reference_coils,
+    )
     from mrirecon.io import read
     from mrirecon.reconstruction import reconstruct as compute
 
+    references = whole_numbers(reference_coils, "--reference-coils") if reference_coils else None
     chosen = file_format or format_told_by(output, several=len(files) > 1)
 
     def work(file: Path, target: Path) -> None:
         check_outputs(target, chosen, preview=preview, overwrite=overwrite)
         kspace = read(file, options)
+        if references:
+            kspace = remove_interference_with_references(*split_reference_coils(kspace, references))
         if remove_interference:
             kspace = remove_narrow_band_interference(kspace)
         with progress(file.name) as report:
@@ -200,8 +250,11 @@ def simulate(
     output: Annotated[Path, typer.Option("--output", "-o", help="The ISMRMRD file to write (.h5).")],
     matrix: Annotated[int, typer.Option(min=16, max=1024, help="Size of the square k-space grid.")] = 128,
     n_slices: Annotated[int, typer.Option("--slices", min=1, max=256, help="Slices of the built-in phantom.")] = 4,
+    trajectory: Annotated[TrajectoryKind, typer.Option(help="How k-space is sampled.")] = TrajectoryKind.cartesian,
     box: Annotated[str | None, typer.Option(help="Keep a central box ky,kx of k-space, such as 96,96.")] = None,
-    acceleration: Annotated[float, typer.Option(min=1.0, help="Keep this fraction of the lines, at random.")] = 1.0,
+    acceleration: Annotated[
+        float, typer.Option(min=1.0, help="Measure this many times fewer lines (at random), spokes or interleaves.")
+    ] = 1.0,
     centre_lines: Annotated[int, typer.Option(min=1, help="Central lines always kept when accelerating.")] = 16,
     noise: Annotated[float, typer.Option(min=0.0, help="Noise variance relative to the signal's.")] = 0.2,
     coils: Annotated[int, typer.Option(min=1, max=64, help="Number of receive coils.")] = 1,
@@ -219,6 +272,7 @@ def simulate(
         image=image,
         matrix=matrix,
         n_slices=n_slices,
+        trajectory=trajectory.value,
         box=whole_numbers(box, "--box", 2) if box else None,
         acceleration=acceleration,
         n_centre_lines=centre_lines,
@@ -237,6 +291,7 @@ def simulate(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the results.")] = Path("mrirecon-demo"),
+    trajectory: Annotated[TrajectoryKind, typer.Option(help="How k-space is sampled.")] = TrajectoryKind.cartesian,
     seed: Annotated[int, typer.Option(help="Seed of phase, noise and line selection.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
@@ -246,12 +301,90 @@ def demo(
 
     check_writable(output, overwrite=overwrite)
     with progress("demo") as report:
-        rows = run_demo(output, seed=seed, overwrite=overwrite, progress=report)
+        rows = run_demo(output, trajectory=trajectory.value, seed=seed, overwrite=overwrite, progress=report)
     print_scores(rows, "Magnitude against the noise-free phantom, mean over slices")
     out.print(f"Look at {output / 'comparison.png'}; the images are {output / 'tv.nii.gz'} and its neighbours.")
     out.print("Next, with your own raw file:")
     out.print("  mrirecon inspect YOUR_FILE")
     out.print("  mrirecon reconstruct YOUR_FILE -o image.nii.gz --preview")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the training; one begun there goes on.")],
+    device: Device = "cpu",
+) -> None:
+    """Train a reconstruction from images; a training that was stopped goes on where it was."""
+    from mrirecon.config import TrainingConfig, read_config
+    from mrirecon.training import train as run_training
+
+    settings = read_config(config, TrainingConfig)
+    with progress(settings.name) as report:
+        path = run_training(settings, output, device=device, progress=report)
+    log.print(f"Wrote {path}; the log and a picture of the loss are beside it.", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; what is there is kept.")],
+    device: Device = "cpu",
+) -> None:
+    """Compare methods on simulated scans: metrics for each slice, a summary and pictures."""
+    from mrirecon.config import EvaluationConfig, read_config
+    from mrirecon.evaluation import evaluate as run_evaluation
+
+    settings = read_config(config, EvaluationConfig)
+    command = f"mrirecon evaluate {config} -o {output} --device {device}"
+    with progress("evaluate") as report:
+        run_evaluation(settings, output, device=device, command=command, progress=report)
+    log.print(f"Wrote {output / 'summary.md'}, metrics.csv and pictures.", soft_wrap=True)
+
+
+@app.command()
+def learn_dictionary(
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="NIfTI or .npz, or one .toml of data.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file of filters to write (.npz).")],
+    n_filters: Annotated[int, typer.Option("--filters", min=1, max=1024, help="Number of filters.")] = 32,
+    filter_size: Annotated[int, typer.Option("--size", min=3, max=63, help="Their odd size in pixels.")] = 9,
+    sparsity: Annotated[float, typer.Option(help="Cost of a code, relative to the detail of an image.")] = 1.0,
+    smoothness: Annotated[float, typer.Option(help="How little is detail: the larger, the more counts.")] = 4.0,
+    n_steps: Annotated[int, typer.Option("--steps", min=1, help="Number of steps.")] = 200,
+    matrix: Annotated[
+        int | None, typer.Option(min=16, max=1024, help="Pixels along each side that slices are brought to; 128.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of crops.")] = 0,
+    preview: Annotated[bool, typer.Option("--preview", help="Also write a picture of the filters.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Learn the filters of convolutional sparse coding from images, for reconstruct --dictionary."""
+    from mrirecon.dictionaries import learn_from_files, write_dictionary, write_mosaic
+    from operators.errors import InputError
+    from operators.io.files import check_writable
+
+    if output.suffix != ".npz":
+        raise InputError(f"{output} does not end in .npz; a dictionary is written in this format only.")
+    picture = output.with_suffix(".png")
+    for path in (output, picture) if preview else (output,):
+        check_writable(path, overwrite=overwrite)
+    with progress("learn-dictionary") as report:
+        learned = learn_from_files(
+            images,
+            n_filters=n_filters,
+            filter_size=filter_size,
+            sparsity=sparsity,
+            smoothness=smoothness,
+            n_steps=n_steps,
+            matrix=matrix,
+            seed=seed,
+            progress=report,
+        )
+    write_dictionary(output, learned, overwrite=overwrite)
+    if preview:
+        write_mosaic(picture, learned.filters, overwrite=overwrite)
+    share = 100 * float(learned.provenance["density"])
+    log.print(f"Wrote {output}: {n_filters} filters of {filter_size} × {filter_size}, {share:.1f} % of the codes used.")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -263,6 +396,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Words after the program's name; by default those of the process.
     """
     run(app, arguments)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
 
 
 def _voxel(text: str) -> tuple[float, float, float]:

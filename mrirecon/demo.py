@@ -10,7 +10,7 @@ from mrirecon.io import read
 from mrirecon.io.ismrmrd import write_ismrmrd
 from mrirecon.phantom import head_mask
 from mrirecon.reconstruction import METHODS, Progress, reconstruct
-from mrirecon.simulation import Scenario, simulate_scenario
+from mrirecon.simulation import Scenario, TrajectoryKind, simulate_scenario
 from operators.functionals import nrmse, psnr_slice, ssim_uniform_7x7
 from operators.io.files import replacing
 from operators.io.nifti import write_nifti
@@ -20,7 +20,12 @@ SCENARIO = Scenario(matrix=160, n_slices=4, acceleration=1.5, n_centre_lines=24,
 
 
 def run_demo(
-    output: Path, *, seed: int = 0, overwrite: bool = False, progress: Progress | None = None
+    output: Path,
+    *,
+    trajectory: TrajectoryKind = "cartesian",
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Simulate → write → read → reconstruct → compare, all into one directory.
 
@@ -28,6 +33,8 @@ def run_demo(
     ----------
     output
         Directory to create: the raw scan, an image per method and ``comparison.png``.
+    trajectory
+        How the scan samples k-space.
     seed
         Seed of the scan.
     overwrite
@@ -44,7 +51,7 @@ def run_demo(
     n_steps = len(METHODS) + 1
     with replacing(output, overwrite=overwrite) as folder:
         folder.mkdir()
-        simulation = simulate_scenario(replace(SCENARIO, seed=seed))
+        simulation = simulate_scenario(replace(SCENARIO, trajectory=trajectory, seed=seed))
         write_ismrmrd(folder / "scan.h5", simulation.kspace)
         if progress:
             progress(1, n_steps)

@@ -243,8 +243,8 @@ def lengths_mm(text: str, option: str, names: str) -> tuple[float, ...]:
     return lengths
 
 
-def whole_numbers(text: str, option: str, n: int) -> tuple[int, ...]:
-    """Parse ``n`` whole numbers separated by commas.
+def whole_numbers(text: str, option: str, n: int | None = None) -> tuple[int, ...]:
+    """Parse ``n`` whole numbers separated by commas, or any number of them.
 
     Raises
     ------
@@ -252,8 +252,9 @@ def whole_numbers(text: str, option: str, n: int) -> tuple[int, ...]:
         If the text is something else.
     """
     words = text.split(",")
-    if len(words) != n or not all(word.strip().isdigit() for word in words):
-        raise InputError(f"{option} is {text!r}; expected {n} whole numbers separated by commas.")
+    if (n is not None and len(words) != n) or not all(word.strip().isdigit() for word in words):
+        how_many = "" if n is None else f"{n} "
+        raise InputError(f"{option} is {text!r}; expected {how_many}whole numbers separated by commas.")
     return tuple(int(word) for word in words)
 
 

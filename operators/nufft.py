@@ -80,7 +80,7 @@ class NonUniformFourier(LinearOperator):
         transformed in theirs.
     backend
         What transforms: ``"gridding"`` with stored weights; ``"finufft"`` or ``"torchkbnufft"`` with these packages,
-        which are not checked.
+        whose memory is not checked.
 
     Attributes
     ----------
