@@ -20,7 +20,9 @@ from operators.space import Space
 _CALIBRATION_WIDTH = 32  # lines; more of them add little to maps that are smooth
 _KERNEL_WIDTH = 6
 _MARGIN = 8  # samples beyond the calibration region that are gridded with it, because its edge would be off
-_REACH = 1.0  # cells: twice the Nyquist distance between spokes or turns still gives better maps than a smaller region
+# How far, in cells, a point of the grid may be from a sample. Between spokes, twice the Nyquist distance still gives
+# better maps than a smaller region; but not where even the centre is sampled like that, as by an accelerated spiral.
+_REACH, _REACH_OF_CENTRE = 1.0, 0.75
 _GRIDDING_ITERATIONS = 8
 _GRIDDING_ACCURACY = 1e-3
 
@@ -330,8 +332,12 @@ def _gridded_calibration(kspace: KSpace) -> tuple[torch.Tensor, Decision, float]
     low = tuple(min(n, _CALIBRATION_WIDTH + 2 * _MARGIN) for n in kspace.image_shape)
     scale = torch.tensor([n / m for n, m in zip(kspace.image_shape, low, strict=True)], dtype=torch.float64)
     central = [_central(group, scale) for group in samplings(kspace)]
-    covered = torch.stack([_covered(group.trajectory, low) for group in central]).all(dim=0)
-    widths = _fully_measured_widths(covered)
+    of_centre, widths = (
+        _fully_measured_widths(torch.stack([_covered(group.trajectory, low, reach) for group in central]).all(dim=0))
+        for reach in (_REACH_OF_CENTRE, _REACH)
+    )
+    if min(of_centre) < min(2 * _KERNEL_WIDTH, *low):
+        widths = of_centre
     index: tuple[Any, ...] = (..., *centred_window(widths, low))
     flat = kspace.data.reshape(-1, kspace.n_coils, kspace.n_samples)
     gridded = flat.new_zeros(*flat.shape[:2], *widths)
@@ -353,15 +359,15 @@ def _central(group: Sampling, scale: torch.Tensor) -> Sampling:
     return Sampling(scaled[inside], inside, group.images)
 
 
-def _covered(trajectory: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Which points of the Cartesian grid have a sample near them, bool ``shape``."""
+def _covered(trajectory: torch.Tensor, shape: Sequence[int], reach: float) -> torch.Tensor:
+    """Which points of the Cartesian grid have a sample within so many cells, bool ``shape``."""
     sizes = torch.tensor(shape, device=trajectory.device)
     position = trajectory * sizes / (2 * math.pi) + sizes // 2
     covered = torch.zeros(tuple(shape), dtype=torch.bool, device=trajectory.device)
     for corner in torch.cartesian_prod(*[torch.arange(2, device=trajectory.device)] * len(shape)):
         point = position.floor().long() + corner
         inside = ((point >= 0) & (point < sizes)).all(dim=-1)
-        near = inside & ((position - point).square().sum(dim=-1) < _REACH**2)
+        near = inside & ((position - point).square().sum(dim=-1) < reach**2)
         covered[tuple(point[near].T)] = True
     return covered
 

@@ -102,13 +102,17 @@ def signal_to_noise(kspace: KSpace) -> float:
     return float(magnitude.kthvalue(rank).values / _root_mean_square(noise_std(kspace)[0]))
 
 
+_LARGEST_RATIO = 1000.0
+
+
 def prewhiten(kspace: KSpace) -> KSpace:
     """Decorrelate the coils and give their noise unit variance.
 
     With Ψ the covariance of the noise per real component and Ψ = L Lᴴ, the coils become L⁻¹ y: afterwards the noise of
     every coil has ``noise_std`` 1 and no correlation with that of another. Samples, calibration lines and noise scan
     are treated alike. Without a usable noise scan, every coil is divided by its own ``noise_std``, which leaves
-    correlations. A single coil has nothing to decorrelate and stays as it is, in its own units.
+    correlations; where these levels differ more than a thousandfold, by one level for all. A single coil has nothing to
+    decorrelate and stays as it is, in its own units.
 
     Parameters
     ----------
@@ -146,7 +150,15 @@ def prewhiten(kspace: KSpace) -> KSpace:
             )
         lacking = "There is no noise scan" if kspace.noise is None else "The noise covariance cannot be inverted"
         reason = f"{lacking}; every coil was divided by its own noise level ({source.value}), correlations remain."
-        decision = Decision("prewhitening", "scaling only", reason, warning=kspace.noise is not None)
+        doubtful = kspace.noise is None and float(std.max() / std.min()) > _LARGEST_RATIO
+        if doubtful:
+            # What was measured is the object or rounding: coils of one array do not differ so much.
+            reason = (
+                f"{lacking}, and the noise levels found in the coils differ by a factor of "
+                f"{float(std.max() / std.min()):.0f}; all coils were divided by the same one ({source.value})."
+            )
+            std = std.square().mean().sqrt().expand(std.shape)
+        decision = Decision("prewhitening", "scaling only", reason, warning=doubtful or kspace.noise is not None)
         whiten = torch.diag(1 / std)
     return mix_coils(kspace, whiten).with_decisions(decision)
 

@@ -1,7 +1,7 @@
 """From k-space to images: the operator of a scan, the methods, and the pipeline that joins them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,7 +23,6 @@ from operators.linear_operator import LinearOperator
 from operators.proximal import complex_soft_threshold, project_dual_ball
 from operators.sensitivity import Sensitivity
 from operators.solvers import cg, fista, pdhg
-from operators.space import inner
 from operators.voxel_grid import VoxelGrid
 from operators.wavelet import synthesis_frame
 
@@ -248,17 +247,65 @@ def _adjoint(
 def _cg_sense(
     A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int
 ) -> torch.Tensor:
-    """(1 + λ) argmin ½‖A x − y‖² + λ/2 ‖x‖², λ = regularisation · 2σ² / (signal power), the Wiener weight.
+    """Argmin ½‖A x − y‖² + ½ Σ_k w_k |(F x)_k|², w = regularisation · σ²/S with S the power spectrum of such an image.
 
-    The factor undoes the shrinkage of what the data determine fully (where AᴴA = 1), so that intensities stay true.
+    With regularisation 2 that is the Wiener filter of a complete scan, whose noise has the variance 2σ²; less is
+    better, because edges do not follow the spectrum. One weight for all frequencies would let noise through at the
+    high ones, or shrink the low ones.
     """
     x0 = A.adjoint(y)
-    n_dims = A.domain.n_dims
-    power = inner(x0, x0, n_dims).real / A.domain.size
-    signal = (power - 2 * noise**2).clamp_min(1e-3 * power).clamp_min(torch.finfo(power.dtype).tiny)
-    weight = (regularisation * 2 * noise**2 / signal).reshape(-1, *(1,) * n_dims)
-    solution = cg(lambda x: A.gram(x) + weight * x, x0, max_iterations=n_iterations, rtol=1e-4, batch_dims=1)
-    return (1 + weight) * solution.value
+    fourier = Fourier(A.domain.shape, n_dims=A.domain.n_dims)
+    weight = regularisation * noise**2 / _power_spectrum(A, fourier, x0, noise)
+
+    def normal(x: torch.Tensor) -> torch.Tensor:
+        return A.gram(x) + fourier.adjoint(weight * fourier(x))
+
+    return cg(normal, x0, max_iterations=n_iterations, rtol=1e-4, batch_dims=1).value
+
+
+_N_SHELLS = 12
+_STEEPEST = -4.0
+
+
+def _power_spectrum(A: LinearOperator, fourier: Fourier, x0: torch.Tensor, noise: float) -> torch.Tensor:
+    """S(k) = a |k|^b of each image, fitted to its adjoint image x0 = Aᴴy, ``(image, *k)``.
+
+    In shells of |k|, x0 has the power c (S + 2σ²), where c is the mean eigenvalue of AᴴA there: the part that was
+    measured. Shells that hold little but noise are left out, and a slope that no image has is not believed.
+    """
+    radius = _distance_from_centre(fourier.codomain.shape).to(x0.device)
+    innermost = 2 / max(fourier.codomain.shape)
+    shell = ((radius.log() / math.log(innermost)).neg().add(1) * _N_SHELLS).long().clamp(0, _N_SHELLS - 1).flatten()
+    count = torch.bincount(shell, minlength=_N_SHELLS)
+
+    def by_shell(values: torch.Tensor) -> torch.Tensor:
+        total = values.new_zeros(len(values), _N_SHELLS, dtype=torch.float64)
+        return total.index_add_(1, shell, values.flatten(1).double()) / count.clamp_min(1)
+
+    probe = A.domain.randn(len(x0), generator=torch.Generator().manual_seed(0), dtype=x0.real.dtype).to(x0.device)
+    transformed = fourier(probe)
+    measured = by_shell((transformed.conj() * fourier(A.gram(probe))).real) / by_shell(transformed.abs().square())
+    power = by_shell(fourier(x0).abs().square()) / measured.clamp_min(1e-3) - 2 * noise**2
+    known = (power > 0.4 * noise**2) & (measured > 1e-2) & (count >= 4)
+    log_radius = by_shell(radius.log().expand(1, *radius.shape))
+    log_power = torch.where(known, power, 1.0).log()
+    n = known.sum(dim=1, keepdim=True).clamp_min(1)
+    centre = torch.where(known, log_radius, 0.0).sum(dim=1, keepdim=True) / n
+    height = torch.where(known, log_power, 0.0).sum(dim=1, keepdim=True) / n
+    along = torch.where(known, log_radius - centre, 0.0)
+    spread = along.square().sum(dim=1, keepdim=True)
+    slope = (along * (log_power - height)).sum(dim=1, keepdim=True) / spread.clamp_min(1e-6)
+    slope, centre, height = (t.reshape(-1, *(1,) * radius.ndim) for t in (slope.clamp(_STEEPEST, 0.0), centre, height))
+    return (height + slope * (radius.log() - centre)).exp().to(x0.real.dtype)
+
+
+def _distance_from_centre(shape: Sequence[int]) -> torch.Tensor:
+    """|k| as a fraction of the edge along an axis, at least that of the second sample from the centre."""
+    along = [(torch.arange(n, dtype=torch.float64) - n // 2) / (n / 2) for n in shape]
+    squared = torch.zeros(())
+    for k in along:
+        squared = squared[..., None] + k.square()
+    return squared.sqrt().clamp_min(2 / max(shape))
 
 
 def _tv(A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int) -> torch.Tensor:
@@ -300,7 +347,7 @@ METHODS: Mapping[str, Method] = {
     "adjoint": Method(
         "zero-filled inverse transform, or gridding", _adjoint, regularisation=0.0, n_iterations=1, density_power=1.0
     ),
-    "cg-sense": Method("least squares with a Wiener weight", _cg_sense, regularisation=2.0, n_iterations=30),
+    "cg-sense": Method("least squares with a Wiener weight", _cg_sense, regularisation=0.7, n_iterations=30),
     "tv": Method("total variation", _tv, regularisation=0.4, n_iterations=200),
     "wavelet": Method("wavelet sparsity", _wavelet, regularisation=0.7, n_iterations=100),
 }
@@ -334,9 +381,7 @@ def _whitened(kspace: KSpace) -> tuple[KSpace, float, float]:
     kspace = kspace.with_decisions(decision)
     if kspace.n_coils == 1:
         return kspace, noise, 1.0
-    kspace = prewhiten(kspace)
-    white = float(noise_std(kspace)[0].square().mean().sqrt())
-    return kspace, white, noise / white
+    return prewhiten(kspace), 1.0, noise
 
 
 Completion = Callable[..., torch.Tensor]

@@ -162,7 +162,8 @@ def _trajectory_of(scenario: Scenario, n_slices: int) -> tuple[torch.Tensor, int
             n_interleaves = max(1, round(_FULL_SPIRAL_INTERLEAVES / acceleration))
             # An Archimedean arm of many turns is about π/2 · n · n_turns cells long.
             n_samples = round(_READOUT_OVERSAMPLING * n * (math.pi / 2 * n_turns + 0.5))
-            return spiral(n_interleaves, n_samples, n_turns), n_samples
+            # With fewer arms, a dense centre leaves something to calibrate the coils with.
+            return spiral(n_interleaves, n_samples, n_turns, density=2.0 if acceleration > 1 else 1.0), n_samples
         case "rosette":
             # A petal goes out and comes back on another way: like two half spokes.
             n_shots = max(1, round(n_spokes / _PETALS["n_oscillations"]))

@@ -59,7 +59,7 @@ def test_the_operator_of_a_scan_is_the_explicit_transform_of_its_coil_images() -
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_recovers_the_phantom_from_every_trajectory(kind: TrajectoryKind, method: str) -> None:
     # What is missing are the corners of k-space, and with gridding the accuracy of the areas at its edge.
-    limit = 0.16 if method == "adjoint" else 0.11
+    limit = 0.16 if method == "adjoint" else 0.125
     assert error(scan(kind), method) < limit
 
 
@@ -109,13 +109,13 @@ def test_images_with_trajectories_of_their_own_are_reconstructed_each_with_its_o
         trajectory=torch.stack([part.trajectory for part in parts])[:, None],  # type: ignore[misc]
         dcf=None,
         mask=torch.ones(1, 1),
+        noise=cartesian_noise(0.02),
         batch_axes=("repetition", "slice"),
     )
     together = reconstruct(both, "cg-sense")
     for index, part in enumerate(parts):
-        alone = reconstruct(replace(part, dcf=None), "cg-sense").image
-        # Only the noise level, which is found from both, differs.
-        torch.testing.assert_close(together.image[index], alone, rtol=0, atol=0.02 * float(alone.abs().max()))
+        alone = reconstruct(replace(part, dcf=None, noise=cartesian_noise(0.02)), "cg-sense").image
+        torch.testing.assert_close(together.image[index], alone, rtol=0, atol=0.01 * float(alone.abs().max()))
 
 
 def test_readouts_that_are_marked_missing_do_not_count() -> None:

@@ -167,6 +167,15 @@ def test_without_a_usable_covariance_every_coil_is_scaled(kind: str, generator: 
     torch.testing.assert_close(noise_std(kspace)[0], torch.ones(3, dtype=torch.float64))
 
 
+def test_levels_that_no_array_has_scale_all_coils_alike(generator: torch.Generator) -> None:
+    gains = torch.tensor([1.0, 4.0, 1e-5], dtype=torch.float64).reshape(3, 1, 1)
+    before = scan(gains * (head(n_coils=3) + noise(1, 3, *SHAPE, std=0.1, generator=generator)))
+    kspace = prewhiten(before)
+    assert kspace.decisions[-1].warning
+    ratio = kspace.data / before.data
+    torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio))
+
+
 def test_whitening_matrix_survives_coils_of_very_different_gain(generator: torch.Generator) -> None:
     measured = noise(2, 5000, std=1, generator=generator) * torch.tensor([[1.0], [1e-6]])
     kspace = prewhiten(scan(head(n_coils=2), noise=measured))
