@@ -5,9 +5,19 @@ from .back_projection import filtered_back_projection as filtered_back_projectio
 from .beam_geometry import FanBeam as FanBeam
 from .beam_geometry import ParallelBeam as ParallelBeam
 from .beam_geometry import geometry_from_json as geometry_from_json
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import Metric as Metric
+from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
+from .consistency import Consistency as Consistency
+from .consistency import GradientStep as GradientStep
+from .consistency import ProximalStep as ProximalStep
 from .decision import Decision as Decision
 from .dictionary import CartesianDictionary as CartesianDictionary
 from .dictionary import ConvolutionalDictionary as ConvolutionalDictionary
+from .dictionary_learning import LearnedDictionary as LearnedDictionary
+from .dictionary_learning import high_pass as high_pass
+from .dictionary_learning import learn_dictionary as learn_dictionary
 from .elementary import Crop as Crop
 from .elementary import Diagonal as Diagonal
 from .elementary import FiniteDifference as FiniteDifference
@@ -34,6 +44,9 @@ from .functionals import ssim_gaussian as ssim_gaussian
 from .functionals import ssim_uniform_7x7 as ssim_uniform_7x7
 from .functionals import ssim_volume as ssim_volume
 from .functionals import total_variation_isotropic as total_variation_isotropic
+from .learning import FitResult as FitResult
+from .learning import TrainingPlan as TrainingPlan
+from .learning import fit as fit
 from .linear_operator import Adjoint as Adjoint
 from .linear_operator import Composition as Composition
 from .linear_operator import LinearOperator as LinearOperator
@@ -58,6 +71,7 @@ from .proximal import project_nonnegative as project_nonnegative
 from .proximal import separable_soft_threshold as separable_soft_threshold
 from .proximal import singular_value_shrinkage as singular_value_shrinkage
 from .proximal import soft_threshold as soft_threshold
+from .reconstructor import Reconstructor as Reconstructor
 from .sensitivity import CartesianSense as CartesianSense
 from .sensitivity import Sensitivity as Sensitivity
 from .solvers import Solution as Solution
@@ -72,6 +86,7 @@ from .solvers import sirt as sirt
 from .space import Space as Space
 from .space import inner as inner
 from .total_variation import TotalVariationProx as TotalVariationProx
+from .unrolled import Unrolled as Unrolled
 from .voxel_grid import VoxelGrid as VoxelGrid
 from .wavelet import Wavelet as Wavelet
 from .weighted_nufft import WeightedNonUniformFourier as WeightedNonUniformFourier

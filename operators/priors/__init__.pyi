@@ -1,0 +1,17 @@
+from .csc import ConvolutionalSparseCoding as ConvolutionalSparseCoding
+from .csc import SparseCoding as SparseCoding
+from .csc import published as published
+from .denoiser import ConvolutionalDenoiser as ConvolutionalDenoiser
+from .denoiser import UNetDenoiser as UNetDenoiser
+from .networks import ImageUNet as ImageUNet
+from .networks import VariationalNetwork as VariationalNetwork
+from .networks import modl as modl
+from .networks import varnet as varnet
+from .prior import Prior as Prior
+from .sparsity import ExchangingMaps as ExchangingMaps
+from .sparsity import FilterMaps as FilterMaps
+from .sparsity import ImageMaps as ImageMaps
+from .sparsity import ScalarMaps as ScalarMaps
+from .sparsity import SparsityMaps as SparsityMaps
+from .tv_maps import TotalVariationMaps as TotalVariationMaps
+from .unet import UNet as UNet

@@ -1,0 +1,130 @@
+"""Networks in image space, alone and unrolled with the data: the learned reconstructions others are compared with."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from operators.consistency import GradientStep, ProximalStep
+from operators.linear_operator import LinearOperator
+from operators.priors.denoiser import ConvolutionalDenoiser, UNetDenoiser
+from operators.priors.prior import Prior
+from operators.reconstructor import Reconstructor
+from operators.unrolled import Unrolled
+
+
+class ImageUNet(Reconstructor):
+    """Aᴴy plus what a U-Net adds to it; the data are not seen again.
+
+    Parameters
+    ----------
+    n_channels
+        2 for complex images, 1 for real ones.
+    base, n_stages
+        As in `operators.priors.unet.UNet`.
+    """
+
+    def __init__(self, *, n_channels: int = 2, base: int = 32, n_stages: int = 4) -> None:
+        super().__init__()
+        self.denoiser = UNetDenoiser(n_channels=n_channels, base=base, n_stages=n_stages)
+
+    def _reconstruct(
+        self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
+    ) -> torch.Tensor:
+        image: torch.Tensor = self.denoiser(x0, noise_std)[0]
+        return image
+
+
+class VariationalNetwork(Reconstructor):
+    """x ← x − τ Aᴴ(A x − y) + (prior(x) − x) from x₀ = Aᴴy, with a prior and a learned step τ for each cascade.
+
+    Unlike in an `operators.unrolled.Unrolled` loop, prior and data step see the same image, so that noise that the last
+    data step brings in can still be taken out.
+
+    Parameters
+    ----------
+    priors
+        One for each cascade.
+    step
+        τ at the start, positive.
+
+    Raises
+    ------
+    ValueError
+        If there is no prior, or the step is not positive.
+
+    References
+    ----------
+    Sriram et al., End-to-end variational networks for accelerated MRI reconstruction, 2020; its refinements, there
+    written in k-space. Departure: coil sensitivities belong to A and are not learned.
+    """
+
+    def __init__(self, priors: Sequence[Prior], *, step: float = 1.0) -> None:
+        super().__init__()
+        if not priors:
+            raise ValueError("There is no prior; expected one for each cascade.")
+        self.priors = nn.ModuleList(priors)
+        self.steps = nn.ModuleList(GradientStep(step) for _ in priors)
+
+    def _reconstruct(
+        self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
+    ) -> torch.Tensor:
+        x = x0
+        for prior, step in zip(self.priors, self.steps, strict=True):
+            state = prior.init(x, noise_std)  # type: ignore[operator]  # a list of modules forgets their class
+            x = step(x, y, A) + prior(x, state)[0] - x
+        return x
+
+
+def varnet(*, n_channels: int = 2, n_cascades: int = 12, base: int = 16, n_stages: int = 3) -> VariationalNetwork:
+    """A `VariationalNetwork` of U-Nets, one for each cascade.
+
+    Parameters
+    ----------
+    n_channels
+        2 for complex images, 1 for real ones.
+    n_cascades
+        Number of cascades; 12 as published.
+    base, n_stages
+        Of each network, as in `operators.priors.unet.UNet`.
+
+    Returns
+    -------
+    VariationalNetwork
+        Untrained.
+    """
+    return VariationalNetwork(
+        [UNetDenoiser(n_channels=n_channels, base=base, n_stages=n_stages) for _ in range(n_cascades)]
+    )
+
+
+def modl(
+    *, n_channels: int = 2, n_iterations: int = 10, n_layers: int = 5, width: int = 64, weight: float = 0.05
+) -> Unrolled:
+    """Alternate one convolutional denoiser, the same in all iterations, with the proximal step of the data.
+
+    For one Cartesian coil AᴴA is a projection, and the conjugate gradients of the proximal step are exact after two.
+
+    Parameters
+    ----------
+    n_channels
+        2 for complex images, 1 for real ones.
+    n_iterations
+        Number of alternations.
+    n_layers, width
+        As in `operators.priors.denoiser.ConvolutionalDenoiser`.
+    weight
+        λ of `operators.consistency.ProximalStep` at the start.
+
+    Returns
+    -------
+    Unrolled
+        Untrained.
+
+    References
+    ----------
+    Aggarwal, Mani and Jacob, MoDL: model-based deep learning architecture for inverse problems, 2019; the defaults are
+    theirs.
+    """
+    denoiser = ConvolutionalDenoiser(n_channels=n_channels, n_layers=n_layers, width=width)
+    return Unrolled(denoiser, ProximalStep(weight), n_iterations)

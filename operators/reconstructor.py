@@ -1,0 +1,63 @@
+"""Learned reconstruction from data to image, for whatever linear operator made the data."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+from operators.fields import root_mean_square
+from operators.linear_operator import LinearOperator
+
+
+class Reconstructor(nn.Module, ABC):
+    """A map from data, operator and noise level to an image, of learned parameters; the operator is an argument.
+
+    It is homogeneous: data, noise level and image are divided by one scale per sample before a network sees them, the
+    root mean square of Aᴴy, and the image is multiplied by it at the end. A subclass writes ``_reconstruct``.
+    """
+
+    @abstractmethod
+    def _reconstruct(
+        self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
+    ) -> torch.Tensor:
+        """The image from x0 = Aᴴy, y and the noise level ``(*batch)``, all of them scaled."""
+
+    def forward(self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor) -> torch.Tensor:
+        """Reconstruct images.
+
+        Parameters
+        ----------
+        y
+            Data, ``(*batch, *A.codomain.shape)``.
+        A
+            The forward operator; its norm is about 1.
+        noise_std
+            Standard deviation of the noise per real component, in the units of ``y``: a number, or real and
+            broadcasting to ``batch``.
+
+        Returns
+        -------
+        torch.Tensor
+            Images ``(*batch, *A.domain.shape)``, in the units of ``y``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If ``y`` does not fit ``A``, or a noise level is negative or not finite.
+        """
+        scaled, spread = self._scaled(y, A, noise_std)
+        return self._reconstruct(*scaled) * spread
+
+    def _scaled(
+        self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor, LinearOperator, torch.Tensor], torch.Tensor]:
+        """Arguments of ``_reconstruct``, and the scale that broadcasts with images."""
+        x0 = A.adjoint(y)
+        n_dims = A.domain.n_dims
+        scale = root_mean_square(x0, n_dims)
+        noise = torch.as_tensor(noise_std, dtype=scale.dtype, device=scale.device).expand(scale.shape)
+        if not bool((noise.isfinite() & (noise >= 0)).all()):
+            raise ValueError(f"noise_std is {noise_std}; expected finite numbers that are not negative.")
+        spread = scale.reshape(*scale.shape, *(1,) * n_dims)
+        data_scale = scale.reshape(*scale.shape, *(1,) * A.codomain.n_dims)
+        return (x0 / spread, y / data_scale, A, noise / scale), spread
