@@ -4,9 +4,16 @@ from .coils import espirit as espirit
 from .coils import estimate_csm as estimate_csm
 from .coils import root_sum_of_squares as root_sum_of_squares
 from .coils import walsh as walsh
+from .config import read_config as read_config
+from .datasets import load_slices as load_slices
 from .density import density as density
 from .density import pipe_density as pipe_density
 from .density import radial_density as radial_density
+from .dictionaries import Dictionary as Dictionary
+from .dictionaries import load_dictionary as load_dictionary
+from .dictionaries import shipped_dictionaries as shipped_dictionaries
+from .dictionaries import write_dictionary as write_dictionary
+from .evaluation import evaluate as evaluate
 from .interference import remove_interference_with_references as remove_interference_with_references
 from .interference import remove_narrow_band_interference as remove_narrow_band_interference
 from .interference import repeatability as repeatability
@@ -16,6 +23,9 @@ from .io import read as read
 from .io import sniff as sniff
 from .io.pulseq import read_pulseq_trajectory as read_pulseq_trajectory
 from .kspace import KSpace as KSpace
+from .models import MODELS as MODELS
+from .models import build_model as build_model
+from .models import model_of as model_of
 from .partial_fourier import homodyne as homodyne
 from .partial_fourier import pocs as pocs
 from .phantom import brain_phantom as brain_phantom
@@ -33,6 +43,7 @@ from .simulation import Scenario as Scenario
 from .simulation import simulate as simulate
 from .simulation import simulate_along as simulate_along
 from .simulation import simulate_scenario as simulate_scenario
+from .training import train as train
 from .trajectory import as_stack as as_stack
 from .trajectory import epi as epi
 from .trajectory import in_radians_per_pixel as in_radians_per_pixel

@@ -350,7 +350,7 @@ def learn_dictionary(
     filter_size: Annotated[int, typer.Option("--size", min=3, max=63, help="Their odd size in pixels.")] = 9,
     sparsity: Annotated[float, typer.Option(help="Cost of a code, relative to the detail of an image.")] = 1.0,
     smoothness: Annotated[float, typer.Option(help="How little is detail: the larger, the more counts.")] = 4.0,
-    n_steps: Annotated[int, typer.Option("--steps", min=1, help="Number of steps.")] = 200,
+    n_steps: Annotated[int, typer.Option("--steps", min=1, help="Number of steps.")] = 120,
     matrix: Annotated[
         int | None, typer.Option(min=16, max=1024, help="Pixels along each side that slices are brought to; 128.")
     ] = None,
@@ -384,7 +384,10 @@ def learn_dictionary(
     if preview:
         write_mosaic(picture, learned.filters, overwrite=overwrite)
     share = 100 * float(learned.provenance["density"])
-    log.print(f"Wrote {output}: {n_filters} filters of {filter_size} × {filter_size}, {share:.1f} % of the codes used.")
+    log.print(
+        f"Wrote {output}: {n_filters} filters of {filter_size} × {filter_size}, {share:.1f} % of the codes used.",
+        soft_wrap=True,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

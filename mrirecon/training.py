@@ -1,0 +1,198 @@
+"""Training of a reconstruction from a configuration, to a checkpoint that says what it is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed, nn
+
+from mrirecon.config import TrainingConfig
+from mrirecon.datasets import Batch, Sampler, Slice, load_slices, operator_of, scan, spread
+from mrirecon.models import build_model
+from operators.checkpoint import Checkpoint, Metric, as_json, save_checkpoint
+from operators.fields import root_mean_square
+from operators.functionals import psnr_slice, ssim_uniform_7x7
+from operators.learning import FitResult, fit
+from operators.linear_operator import LinearOperator
+
+Progress = Callable[[int, int], None]
+
+_VALIDATION_SEED = 20260222  # of the scans for validation, which are the same for every training
+_DEFINITIONS = {
+    "ssim": "mean SSIM of magnitudes, 7×7 uniform window, data range: maximum of the target slice, whole image",
+    "psnr_db": "mean PSNR of magnitudes in dB, data range: maximum of the target slice, whole image",
+    "loss": "mean over scans of |estimate − target|²/2, both divided by the root mean square of the adjoint image",
+}
+
+
+def train(
+    config: TrainingConfig,
+    folder: Path | str,
+    *,
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Path:
+    """Train a model, or go on with a training that was stopped, as `operators.learning.fit` does.
+
+    Parameters
+    ----------
+    config
+        What is trained, on what and how.
+    folder
+        Where the training is kept; it holds the log, the state to go on from, and at the end the checkpoint.
+    device
+        Where to train.
+    progress
+        Called with (steps done, steps in all).
+
+    Returns
+    -------
+    Path
+        The checkpoint, ``folder/name.pt``: the weights that were best in validation.
+
+    Raises
+    ------
+    InputError
+        If data or model do not fit the configuration, or the folder holds another training.
+    """
+    data, plan = config.data, config.training
+    model = build_model(config.model.kind, config.model.arguments)
+    slices, held_out = (
+        load_slices(data.sources, data.matrix, data.folder, patients=people) for people in (data.train, data.validation)
+    )
+    batches = validation_batches(held_out, config)
+    result = fit(
+        model,
+        loss_of,
+        Sampler(slices, config.scenario, plan.batch_size),
+        plan,
+        folder,
+        validate=lambda trained: validate(trained, batches),
+        config=_identity(config),
+        progress=progress,
+        device=device,
+    )
+    path = Path(folder) / f"{config.name}.pt"
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        save_checkpoint(path, _checkpoint(config, result), overwrite=True)
+    return path
+
+
+def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Mean squared error of real and imaginary part, each scan divided by a scale that its data give.
+
+    Parameters
+    ----------
+    model
+        A `operators.reconstructor.Reconstructor`.
+    batch
+        The scans.
+
+    Returns
+    -------
+    torch.Tensor
+        Real ``()``.
+    """
+    A = operator_of(batch)
+    return _relative_error(model(batch.y, A, batch.noise_std), batch, A).mean()
+
+
+def validation_batches(slices: Sequence[Slice], config: TrainingConfig) -> list[Batch]:
+    """Scans that are the same in every training with the same data and scenario.
+
+    Parameters
+    ----------
+    slices
+        Of the people held out for validation.
+    config
+        Gives the number of scans, how they are made, and how many are put together.
+
+    Returns
+    -------
+    list of Batch
+        Of slices that `mrirecon.datasets.spread` chooses, each with noise of its own.
+    """
+    n, size = config.training.n_validation_cases, config.training.batch_size
+    scans = [
+        scan([chosen.image], config.scenario, torch.Generator().manual_seed(_VALIDATION_SEED + i))
+        for i, chosen in enumerate(spread(slices, n))
+    ]
+    return [_together(scans[start : start + size]) for start in range(0, n, size)]
+
+
+def validate(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
+    """Measure a model on fixed scans.
+
+    Parameters
+    ----------
+    model
+        A `operators.reconstructor.Reconstructor`.
+    batches
+        The scans.
+
+    Returns
+    -------
+    dict
+        Mean ``"ssim"``, ``"psnr_db"`` and ``"loss"`` over the scans.
+    """
+    device = next(model.parameters()).device
+    measured = [_measured(model, batch.to(device)) for batch in batches]
+    return {name: float(torch.cat([each[name] for each in measured]).mean()) for name in measured[0]}
+
+
+def _together(scans: Sequence[Batch]) -> Batch:
+    y, mask, _, target, noise_std = (torch.cat(parts) for parts in zip(*scans, strict=True))
+    return Batch(y, mask, scans[0].csm, target, noise_std)
+
+
+def _measured(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    A = operator_of(batch)
+    estimate = model(batch.y, A, batch.noise_std)
+    magnitude, target = estimate.abs(), batch.target.abs()
+    return {
+        "ssim": ssim_uniform_7x7(magnitude, target, target.amax(dim=(-2, -1))),
+        "psnr_db": psnr_slice(magnitude, target),
+        "loss": _relative_error(estimate, batch, A),
+    }
+
+
+def _relative_error(estimate: torch.Tensor, batch: Batch, A: LinearOperator) -> torch.Tensor:
+    scale = root_mean_square(A.adjoint(batch.y), 2)
+    return (estimate - batch.target).abs().square().mean(dim=(-2, -1)) / (2 * scale.square())
+
+
+def _identity(config: TrainingConfig) -> dict[str, Any]:
+    """What defines the training beside its plan; where the data lie does not."""
+    described = asdict(config)
+    del described["training"], described["data"]["folder"]
+    return as_json("configuration", described)
+
+
+def _checkpoint(config: TrainingConfig, result: FitResult) -> Checkpoint:
+    name, scenario = config.training.metric, config.scenario
+    matrix = float(config.data.matrix)
+    return Checkpoint(
+        state=result.state,
+        kind=config.model.kind,
+        config=dict(config.model.arguments),
+        data=config.data.description,
+        licence=config.data.licence,
+        seed=config.training.seed,
+        n_steps=result.step,
+        metric=Metric(
+            name,
+            f"{_DEFINITIONS[name]}; {config.training.n_validation_cases} scans of people held out",
+            result.metrics[name],
+        ),
+        version=version("mrctrecon"),
+        trained_ranges={
+            "noise_variance": scenario.noise_variance,
+            "box": scenario.box,
+            "acceleration": (scenario.acceleration, scenario.acceleration),
+            "n_coils": (scenario.n_coils, scenario.n_coils),
+            "matrix": (matrix, matrix),
+        },
+    )

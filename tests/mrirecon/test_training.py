@@ -1,0 +1,148 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mrirecon import models
+from mrirecon.config import Data, Model, Plan, TrainingConfig
+from mrirecon.datasets import Sampler, Scenarios, Source, load_slices
+from mrirecon.models import build_model
+from mrirecon.phantom import brain_phantom
+from mrirecon.training import loss_of, train, validate, validation_batches
+from operators.checkpoint import load_checkpoint
+from operators.errors import InputError
+from operators.fields import from_channels, to_channels
+from operators.linear_operator import LinearOperator
+from operators.reconstructor import Reconstructor
+
+N = 32
+
+
+class SmallNetwork(Reconstructor):
+    """A convolution on the adjoint image."""
+
+    def __init__(self, *, size: int = 3) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 2, size, padding=size // 2)
+        nn.init.zeros_(self.convolution.weight)
+        nn.init.zeros_(self.convolution.bias)
+
+    def _reconstruct(
+        self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
+    ) -> torch.Tensor:
+        return x0 + from_channels(self.convolution(to_channels(x0)), x0)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
+    monkeypatch.setitem(models.MODELS, "unrolled-cnn-test", SmallNetwork)
+    for number, patient in enumerate("abc"):
+        image = brain_phantom((3, N, N), seed=number, smooth_phase=False).abs().numpy()
+        np.savez(tmp_path / f"{patient}.npz", t1=image)
+    return TrainingConfig(
+        name="small",
+        data=Data(
+            description="phantoms",
+            licence="CC0-1.0",
+            matrix=N,
+            train=("a",),
+            validation=("b",),
+            test=("c",),
+            sources=tuple(
+                Source(kind="npz", path=f"{patient}.npz", key="t1", patient=patient, contrast="t1") for patient in "abc"
+            ),
+            folder=str(tmp_path),
+        ),
+        scenario=Scenarios(noise_variance=(0.15, 0.3), box=(0.25, 0.75)),
+        model=Model(kind="unrolled-cnn-test", arguments={"size": 5}),
+        training=Plan(n_steps=8, learning_rate=3e-3, batch_size=2, n_validation_cases=5, validate_every=2, seed=3),
+    )
+
+
+def test_a_training_ends_in_a_checkpoint_that_says_what_it_is(config: TrainingConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    path = train(config, folder)
+    checkpoint = load_checkpoint(path, kind="unrolled-cnn-test")
+    assert path == folder / "small.pt"
+    assert checkpoint.config == {"size": 5}
+    assert (checkpoint.data, checkpoint.licence, checkpoint.seed) == ("phantoms", "CC0-1.0", 3)
+    assert checkpoint.trained_ranges["noise_variance"] == (0.15, 0.3)
+    assert checkpoint.trained_ranges["box"] == (0.25, 0.75)
+    assert checkpoint.trained_ranges["matrix"] == (32.0, 32.0)
+    assert "7×7" in checkpoint.metric.definition
+    assert (folder / "validation.csv").read_text().splitlines()[0] == "step,ssim,psnr_db,loss"
+
+    model = build_model(checkpoint.kind, checkpoint.config)
+    checkpoint.load_into(model)
+    held_out = load_slices(config.data.sources, N, tmp_path, patients="b")
+    with torch.no_grad():
+        measured = validate(model, validation_batches(held_out, config))
+    assert measured["ssim"] == pytest.approx(checkpoint.metric.value, abs=1e-6)
+    best = max(float(row.split(",")[1]) for row in (folder / "validation.csv").read_text().splitlines()[1:])
+    assert checkpoint.metric.value == pytest.approx(best)
+
+
+def test_training_lowers_the_loss(config: TrainingConfig, tmp_path: Path) -> None:
+    train(replace(config, training=replace(config.training, n_steps=40)), tmp_path / "run")
+    rows = [line.split(",") for line in (tmp_path / "run" / "validation.csv").read_text().splitlines()[1:]]
+    assert float(rows[-1][3]) < 0.8 * float(rows[0][3])
+
+
+def test_a_training_goes_on_wherever_its_data_now_lie(config: TrainingConfig, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(n_done: int, n_total: int) -> None:
+        if n_done == 3:
+            raise Stopped
+
+    quick = replace(config, training=replace(config.training, checkpoint_every_s=0.0))
+    whole = train(quick, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        train(quick, tmp_path / "parts", progress=stop)
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for patient in "abc":
+        (tmp_path / f"{patient}.npz").rename(moved / f"{patient}.npz")
+    parts = train(replace(quick, data=replace(config.data, folder=str(moved))), tmp_path / "parts")
+    assert load_checkpoint(parts).sha256 == load_checkpoint(whole).sha256
+    other = replace(quick, scenario=Scenarios(noise_variance=(0.1, 0.3)), data=replace(config.data, folder=str(moved)))
+    with pytest.raises(InputError, match="holds another training"):
+        train(other, tmp_path / "parts")
+
+
+def test_the_loss_does_not_depend_on_the_unit_of_the_data(config: TrainingConfig, tmp_path: Path) -> None:
+    slices = load_slices(config.data.sources, N, tmp_path, patients="a")
+    batch = Sampler(slices, config.scenario, 2)(0, torch.Generator().manual_seed(0))
+    model = SmallNetwork()
+    larger = batch._replace(y=9 * batch.y, target=9 * batch.target, noise_std=9 * batch.noise_std)
+    value = loss_of(model, batch)
+    torch.testing.assert_close(loss_of(model, larger), value)
+    x0 = torch.fft.fftshift(
+        torch.fft.ifft2(torch.fft.ifftshift(batch.y[:, 0], dim=(-2, -1)), norm="ortho"), dim=(-2, -1)
+    )
+    errors = torch.view_as_real(x0 - batch.target).square().mean(dim=(1, 2, 3)) / x0.abs().square().mean(dim=(1, 2))
+    torch.testing.assert_close(value, errors.mean())
+
+
+def test_validation_scans_do_not_depend_on_how_they_are_grouped(config: TrainingConfig, tmp_path: Path) -> None:
+    slices = load_slices(config.data.sources, N, tmp_path, patients="b")
+    alone = replace(config, training=replace(config.training, batch_size=1))
+    groups, singles = validation_batches(slices, config), validation_batches(slices, alone)
+    assert [len(batch.y) for batch in groups] == [2, 2, 1]
+    torch.testing.assert_close(torch.cat([b.y for b in groups]), torch.cat([b.y for b in singles]), rtol=0, atol=0)
+    few = replace(config, training=replace(config.training, n_validation_cases=2, batch_size=1))
+    targets = [batch.target[0].abs() for batch in validation_batches(slices, few)]
+    torch.testing.assert_close(targets, [slices[0].image, slices[1].image])
+
+
+def test_models_that_cannot_be_built_are_named(config: TrainingConfig) -> None:
+    with pytest.raises(InputError, match=r"'nothing' is unknown; choose one of .*unrolled-cnn-test"):
+        build_model("nothing", {})
+    with pytest.raises(InputError, match="cannot be built"):
+        build_model("unrolled-cnn-test", {"colour": 1})
+    with pytest.raises(InputError, match="cannot be built"):
+        build_model("unrolled-cnn-test", {"size": "a"})
