@@ -175,6 +175,15 @@ def reconstruct(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     output: Output,
     method: Annotated[str, typer.Option(help="adjoint, cg-sense, tv or wavelet.")] = "tv",
+    weights: Annotated[
+        str | None, typer.Option(help="Trained weights to reconstruct with, instead of a method: a file of `train`.")
+    ] = None,
+    dictionary: Annotated[
+        str | None, typer.Option(help="Filters for the weights: a file, or a name such as learned-64x11 or dct-32x9.")
+    ] = None,
+    save_maps: Annotated[
+        Path | None, typer.Option(help="Write sparsity maps, codes and what each filter adds to this directory.")
+    ] = None,
     regularisation: Strength = None,
     n_iterations: Iterations = None,
     coil_maps: Annotated[CoilMaps, typer.Option(help="How coil sensitivities are estimated.")] = CoilMaps.espirit,
@@ -212,7 +221,13 @@ def reconstruct(
     )
     from mrirecon.io import read
     from mrirecon.reconstruction import reconstruct as compute
+    from operators.errors import InputError
+    from operators.io.files import check_writable
 
+    if weights is None and (dictionary or save_maps):
+        raise InputError("--dictionary and --save-maps belong to trained weights; name them with --weights.")
+    if save_maps is not None and len(files) > 1:
+        raise InputError(f"--save-maps takes the maps of one scan, but there are {len(files)}; reconstruct one.")
     references = whole_numbers(reference_coils, "--reference-coils") if reference_coils else None
     chosen = file_format or format_told_by(output, several=len(files) > 1)
 
@@ -223,10 +238,17 @@ def reconstruct(
             kspace = remove_interference_with_references(*split_reference_coils(kspace, references))
         if remove_interference:
             kspace = remove_narrow_band_interference(kspace)
+        learned = None
+        if weights is not None:
+            from mrirecon.learned import load_method, write_codes
+
+            if save_maps is not None:
+                check_writable(save_maps, overwrite=overwrite)
+            learned = load_method(weights, dictionary=dictionary, keep_codes=save_maps is not None)
         with progress(file.name) as report:
             result = compute(
                 kspace,
-                method,
+                learned() if learned else method,
                 regularisation=regularisation,
                 n_iterations=n_iterations,
                 coil_maps=coil_maps.value,
@@ -239,6 +261,8 @@ def reconstruct(
         _write(result, target, chosen, part=part, identifiers=identifiers, overwrite=overwrite)
         if preview:
             _write_preview(result, preview_path(target), overwrite=overwrite)
+        if learned is not None and save_maps is not None:
+            write_codes(save_maps, learned, result, overwrite=overwrite)
         _print_result(result, target)
 
     for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)

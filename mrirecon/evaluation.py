@@ -18,6 +18,7 @@ import torch
 from mrirecon.config import Candidate, Condition, Data, EvaluationConfig
 from mrirecon.datasets import Batch, Slice, load_slices, operator_of, scan, spread
 from mrirecon.dictionaries import load_dictionary
+from mrirecon.learned import checkpoint_path
 from mrirecon.models import model_of
 from mrirecon.reconstruction import METHODS
 from operators.checkpoint import as_json, load_checkpoint, read_tensors, write_tensors
@@ -189,7 +190,7 @@ def _runner(model: Reconstructor) -> _Run:
 
 def _model(candidate: Candidate) -> tuple[Reconstructor, str]:
     """The model of a checkpoint with the changes asked for, and the digest of its weights."""
-    checkpoint = load_checkpoint(_checkpoint_path(candidate.checkpoint or ""))
+    checkpoint = load_checkpoint(checkpoint_path(candidate.checkpoint or ""))
     model = model_of(replace(checkpoint, config={**checkpoint.config, **candidate.arguments}))
     if candidate.dictionary is None and not candidate.permute_filters:
         return model, checkpoint.sha256
@@ -199,11 +200,6 @@ def _model(candidate: Candidate) -> tuple[Reconstructor, str]:
     if candidate.permute_filters:
         filters = filters[torch.randperm(len(filters), generator=torch.Generator().manual_seed(0))]
     return model.with_filters(filters), checkpoint.sha256
-
-
-def _checkpoint_path(name: str) -> Path:
-    shipped = Path(__file__).parent / "weights" / f"{name}.pt"
-    return shipped if not Path(name).exists() and shipped.exists() else Path(name)
 
 
 def _cases(condition: Condition, config: EvaluationConfig) -> list[_Case]:

@@ -53,6 +53,8 @@ class Reconstruction:
         Coil sensitivity maps that were used, or ``None``.
     decisions
         What was decided or done on the way, in order.
+    unit
+        What 1 of the whitened data, in which methods compute, is in the units of the image.
     """
 
     image: torch.Tensor
@@ -63,6 +65,7 @@ class Reconstruction:
     residual: torch.Tensor
     csm: torch.Tensor | None
     decisions: tuple[Decision, ...]
+    unit: float = 1.0
 
 
 Run = Callable[[LinearOperator, torch.Tensor, float, float, int], torch.Tensor]
@@ -145,7 +148,7 @@ def _transform(kspace: KSpace) -> LinearOperator:
 
 def reconstruct(
     kspace: KSpace,
-    method: str = "tv",
+    method: str | Method = "tv",
     *,
     regularisation: float | None = None,
     n_iterations: int | None = None,
@@ -162,7 +165,7 @@ def reconstruct(
     kspace
         What a reader returned.
     method
-        A name in `METHODS`.
+        A name in `METHODS`, or a method such as `mrirecon.learned.load_method` makes from trained weights.
     regularisation
         Strength relative to the noise level; by default the method's.
     n_iterations
@@ -198,7 +201,7 @@ def reconstruct(
     csm, decision = estimate_csm(kspace, method=coil_maps)
     kspace = kspace.with_decisions(decision)
     n_separate = kspace.n_coils if csm is None else 1
-    kspace, completion = _partial_fourier_step(kspace, method, partial_fourier)
+    kspace, completion = _partial_fourier_step(kspace, chosen, partial_fourier)
     kspace = _with_density(kspace)
 
     images, residuals = [], []
@@ -229,12 +232,13 @@ def reconstruct(
     return Reconstruction(
         image=(unit * image).cpu(),
         grid=grid,
-        method=method,
+        method=method if isinstance(method, str) else method.summary,
         acquisition=kspace.acquisition,
         noise_std=unit * noise,
         residual=residual.cpu(),
         csm=None if csm is None else csm.cpu(),
         decisions=(*kspace.decisions, *cropping),
+        unit=unit,
     )
 
 
@@ -353,15 +357,19 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def _checked_method(name: str, partial_fourier: str) -> Method:
-    if name not in METHODS:
-        raise InputError(f"The method {name!r} is unknown; choose one of {', '.join(METHODS)}.")
-    if partial_fourier in ("pocs", "homodyne") and name != "adjoint":
+def _checked_method(method: str | Method, partial_fourier: str) -> Method:
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise InputError(f"The method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
+        chosen, name = METHODS[method], method
+    else:
+        chosen, name = method, method.summary
+    if partial_fourier in ("pocs", "homodyne") and chosen.run is not _adjoint:
         raise InputError(
             f"Partial Fourier filling by {partial_fourier} belongs to the method adjoint; {name} takes what is missing "
             "as not measured. Leave one of the two options out."
         )
-    return METHODS[name]
+    return chosen
 
 
 def _on_device(kspace: KSpace, device: str | torch.device) -> KSpace:
@@ -387,7 +395,7 @@ def _whitened(kspace: KSpace) -> tuple[KSpace, float, float]:
 Completion = Callable[..., torch.Tensor]
 
 
-def _partial_fourier_step(kspace: KSpace, method: str, choice: str) -> tuple[KSpace, Completion | None]:
+def _partial_fourier_step(kspace: KSpace, method: Method, choice: str) -> tuple[KSpace, Completion | None]:
     """How the adjoint fills a missing side of k-space, logged; ``None`` where nothing is filled."""
     if not kspace.is_cartesian:
         if choice in ("pocs", "homodyne"):
@@ -397,7 +405,7 @@ def _partial_fourier_step(kspace: KSpace, method: str, choice: str) -> tuple[KSp
             )
         return kspace, None
     found = is_partial_fourier(kspace.mask, kspace.n_dims)
-    if method != "adjoint" or choice == "none" or (found is None and choice == "auto"):
+    if method.run is not _adjoint or choice == "none" or (found is None and choice == "auto"):
         return kspace, None
     completion = homodyne if choice == "homodyne" else pocs
     extent = "no side is missing" if found is None else f"{100 * found[1]:.0f} % of dimension {found[0]} was measured"
