@@ -38,7 +38,7 @@ def test_every_method_stands_in_the_table_with_its_default(modality: str) -> Non
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_every_option_in_the_commands_exists(modality: str, capsys: pytest.CaptureFixture[str]) -> None:
-    commands = re.findall(rf"^ {{4}}{modality} (\w+)(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
+    commands = re.findall(rf"^ {{4}}{modality} ([\w-]+)(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
     assert commands
     for command, words in commands:
         with pytest.raises(SystemExit):
