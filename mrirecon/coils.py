@@ -38,7 +38,8 @@ def estimate_csm(
         The scan, prewhitened.
     method
         ``"espirit"``, ``"walsh"`` (of low-resolution images), or ``"none"`` (``None``) for no maps. Where the
-        calibration region is narrower than twice the kernel of ESPIRiT, the maps are those of Walsh.
+        calibration region is narrower than twice the kernel of ESPIRiT, the maps are those of Walsh, and where it is
+        narrower than the kernel there are none.
 
     Returns
     -------
@@ -67,6 +68,9 @@ def estimate_csm(
         noise = noise_gain * float(noise_std(kspace)[0].square().mean().sqrt())
         csm = espirit(calibration, image_shape=kspace.image_shape, noise_std=noise)
         return csm, Decision(name, "espirit", f"{kspace.n_coils} coils, {region.value}.", override)
+    if method == "espirit" and min(calibration.shape[-2:]) < _KERNEL_WIDTH:
+        reason = f"The calibration region ({region.value}) is too narrow for any maps; every coil is on its own."
+        return None, Decision(name, "none", reason, override, warning=True)
     csm = walsh(_low_resolution(calibration, kspace.image_shape), n_dims=kspace.n_dims)
     if method == "espirit":
         reason = f"The calibration region ({region.value}) is narrower than the {2 * _KERNEL_WIDTH} lines of ESPIRiT."

@@ -351,7 +351,7 @@ METHODS: Mapping[str, Method] = {
     "adjoint": Method(
         "zero-filled inverse transform, or gridding", _adjoint, regularisation=0.0, n_iterations=1, density_power=1.0
     ),
-    "cg-sense": Method("least squares with a Wiener weight", _cg_sense, regularisation=0.7, n_iterations=30),
+    "cg-sense": Method("least squares with a Wiener weight", _cg_sense, regularisation=1.0, n_iterations=30),
     "tv": Method("total variation", _tv, regularisation=0.4, n_iterations=200),
     "wavelet": Method("wavelet sparsity", _wavelet, regularisation=0.7, n_iterations=100),
 }

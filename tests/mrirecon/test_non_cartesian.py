@@ -59,8 +59,10 @@ def test_the_operator_of_a_scan_is_the_explicit_transform_of_its_coil_images() -
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_recovers_the_phantom_from_every_trajectory(kind: TrajectoryKind, method: str) -> None:
     # What is missing are the corners of k-space, and with gridding the accuracy of the areas at its edge.
-    limit = 0.16 if method == "adjoint" else 0.125
-    assert error(scan(kind), method) < limit
+    limit = 0.16 if method == "adjoint" else 0.1
+    simulation = scan(kind)
+    # At this size the object reaches the edge of k-space and would be taken for noise.
+    assert error(simulation, method, replace(simulation.kspace, noise=cartesian_noise(1e-3))) < limit
 
 
 @pytest.mark.parametrize("kind", ["radial", "spiral"])
