@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mrirecon.method_names import CLASSICAL_METHODS, DEFAULT_METHOD, LEARNED_METHODS, check_method_name
 from operators.command_line import (
     AsJson,
     Device,
@@ -40,6 +41,7 @@ from operators.command_line import (
 
 if TYPE_CHECKING:
     from mrirecon.io.options import ReadOptions
+    from mrirecon.learned import LearnedMethod
     from mrirecon.reconstruction import Reconstruction
 
 app = command_line("mrirecon", "Raw low-field MRI k-space in, NIfTI and DICOM out.")
@@ -169,17 +171,21 @@ def inspect(
     print_description(file.name, description)
 
 
+_METHODS_IN_WORDS = f"{', '.join(CLASSICAL_METHODS)}; with trained weights {', '.join(LEARNED_METHODS)}."
+
+
 @app.command()
 @accepting(_read_options)
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     output: Output,
-    method: Annotated[str, typer.Option(help="adjoint, cg-sense, tv or wavelet.")] = "tv",
+    method: Annotated[str | None, typer.Option(help=_METHODS_IN_WORDS, show_default=DEFAULT_METHOD)] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Trained weights to reconstruct with, instead of a method: a file of `train`.")
+        str | None, typer.Option(help="Weights of your own to reconstruct with, instead of a method: a file of train.")
     ] = None,
     dictionary: Annotated[
-        str | None, typer.Option(help="Filters for the weights: a file, or a name such as learned-64x11 or dct-32x9.")
+        str | None,
+        typer.Option(help="Other filters for sparse coding: a file, or a name such as learned-64x11 or dct-32x9."),
     ] = None,
     save_maps: Annotated[
         Path | None, typer.Option(help="Write sparsity maps, codes and what each filter adds to this directory.")
@@ -224,31 +230,25 @@ def reconstruct(
     from operators.errors import InputError
     from operators.io.files import check_writable
 
-    if weights is None and (dictionary or save_maps):
-        raise InputError("--dictionary and --save-maps belong to trained weights; name them with --weights.")
     if save_maps is not None and len(files) > 1:
         raise InputError(f"--save-maps takes the maps of one scan, but there are {len(files)}; reconstruct one.")
     references = whole_numbers(reference_coils, "--reference-coils") if reference_coils else None
     chosen = file_format or format_told_by(output, several=len(files) > 1)
+    learned = _learned_method(method, weights, dictionary, keep_codes=save_maps is not None)
 
     def work(file: Path, target: Path) -> None:
         check_outputs(target, chosen, preview=preview, overwrite=overwrite)
+        if save_maps is not None:
+            check_writable(save_maps, overwrite=overwrite)
         kspace = read(file, options)
         if references:
             kspace = remove_interference_with_references(*split_reference_coils(kspace, references))
         if remove_interference:
             kspace = remove_narrow_band_interference(kspace)
-        learned = None
-        if weights is not None:
-            from mrirecon.learned import load_method, write_codes
-
-            if save_maps is not None:
-                check_writable(save_maps, overwrite=overwrite)
-            learned = load_method(weights, dictionary=dictionary, keep_codes=save_maps is not None)
         with progress(file.name) as report:
             result = compute(
                 kspace,
-                learned() if learned else method,
+                learned() if learned else method or DEFAULT_METHOD,
                 regularisation=regularisation,
                 n_iterations=n_iterations,
                 coil_maps=coil_maps.value,
@@ -262,6 +262,8 @@ def reconstruct(
         if preview:
             _write_preview(result, preview_path(target), overwrite=overwrite)
         if learned is not None and save_maps is not None:
+            from mrirecon.learned import write_codes
+
             write_codes(save_maps, learned, result, overwrite=overwrite)
         _print_result(result, target)
 
@@ -432,6 +434,29 @@ def _names(text: str) -> tuple[str, ...]:
 def _voxel(text: str) -> tuple[float, float, float]:
     dx, dy, dz = lengths_mm(text, "--voxel-mm", "dx,dy,dz")
     return dx, dy, dz
+
+
+def _learned_method(
+    method: str | None, weights: str | None, dictionary: str | None, *, keep_codes: bool
+) -> "LearnedMethod | None":
+    """Trained weights with the options that belong to them; ``None`` for a classical method, which has none."""
+    from operators.errors import InputError
+
+    if method is not None and weights is not None:
+        raise InputError("--method and --weights both say what to reconstruct with; leave one of them out.")
+    name = weights or method or DEFAULT_METHOD
+    if weights is None:
+        check_method_name(name)
+        if name in CLASSICAL_METHODS:
+            if dictionary or keep_codes:
+                raise InputError(
+                    f"--dictionary and --save-maps belong to convolutional sparse coding, and the method is {name}; "
+                    "choose --method csc, or weights of your own with --weights."
+                )
+            return None
+    from mrirecon.learned import load_method
+
+    return load_method(name, dictionary=dictionary, keep_codes=keep_codes)
 
 
 def _write(

@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mrirecon.datasets import Scenarios, Source
+from mrirecon.dictionaries import DrawnDictionaries
 from operators.errors import InputError
 from operators.learning import TrainingPlan
 
@@ -124,6 +125,8 @@ class TrainingConfig:
         What is trained.
     training
         How.
+    dictionaries
+        Other dictionaries than the model's own that it is trained with; none by default.
     """
 
     name: str
@@ -131,6 +134,7 @@ class TrainingConfig:
     scenario: Scenarios
     model: Model
     training: Plan
+    dictionaries: DrawnDictionaries | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -59,6 +59,89 @@ class Dictionary:
     filters: torch.Tensor
     provenance: Mapping[str, str | int | float] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnDictionaries:
+    """The dictionaries that a training draws besides the model's own: ranges are (lowest, highest).
+
+    Parameters
+    ----------
+    share
+        Of the batches, how many use a drawn one, above 0 and at most 1.
+    families
+        Which kinds there are; each is as likely as the others. ``"learned"`` are the dictionaries of
+        `shipped_dictionaries` within the ranges, one of which may be the model's own; the others are made as
+        `load_dictionary` does.
+    n
+        Range of the number of filters.
+    size
+        Range of their size, which is odd. Each number and size that the family has is as likely as the others.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range, or a family has no dictionary of the lowest number and size, or none that is
+        shipped in the ranges.
+    """
+
+    share: float
+    families: tuple[Literal["learned", "dct", "gabor", "wavelet", "random"], ...]
+    n: tuple[int, int]
+    size: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise InputError(f"share is {self.share}; expected a fraction above 0, or leave the dictionaries out.")
+        if not self.families or len(set(self.families)) < len(self.families):
+            raise InputError(f"families is {list(self.families)}; expected at least one, and each once.")
+        for name, (low, high), highest in (("n", self.n, 9999), ("size", self.size, 99)):
+            if not 1 <= low <= high <= highest:
+                raise InputError(f"{name} is {[low, high]}; expected its lowest and its highest value, 1 to {highest}.")
+        if any(size % 2 == 0 for size in self.size):
+            raise InputError(f"size is {list(self.size)}; expected odd numbers, so that filters have a centre.")
+        if "learned" in self.families and not self.learned:
+            raise InputError(
+                f"No shipped dictionary has {self.n[0]} to {self.n[1]} filters of size {self.size[0]} to "
+                f"{self.size[1]}; there are {', '.join(shipped_dictionaries())}; widen a range or leave 'learned' out."
+            )
+        for family in self.families:
+            if family != "learned":
+                load_dictionary(f"{family}-{self.n[0]}x{self.size[0]}")  # raises if there is none
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """Names of the shipped dictionaries in the ranges."""
+        return tuple(name for name in shipped_dictionaries() if self._covers(*load_dictionary(name).filters.shape))
+
+    def draw(self, generator: torch.Generator) -> torch.Tensor | None:
+        """Draw filters.
+
+        Parameters
+        ----------
+        generator
+            The only source of randomness.
+
+        Returns
+        -------
+        torch.Tensor or None
+            Real float32 ``(filter, ky, kx)`` of unit norm; ``None`` where the model keeps its own.
+        """
+        if float(torch.rand((), generator=generator)) >= self.share:
+            return None
+        family = self.families[_drawn(0, len(self.families) - 1, generator)]
+        if family == "learned":
+            return load_dictionary(self.learned[_drawn(0, len(self.learned) - 1, generator)]).filters
+        while True:
+            n = _drawn(*self.n, generator)
+            size = 2 * _drawn(self.size[0] // 2, self.size[1] // 2, generator) + 1
+            try:
+                return _family_filters(family, n, size, seed=_drawn(0, 10**9 - 1, generator))
+            except ValueError:  # no family is endless; the lowest number and size exist, as was checked
+                continue
+
+    def _covers(self, n: int, *sizes: int) -> bool:
+        return self.n[0] <= n <= self.n[1] and all(self.size[0] <= size <= self.size[1] for size in sizes)
 
 
 def shipped_dictionaries() -> tuple[str, ...]:
@@ -288,11 +371,18 @@ def _of_family(name: str, match: re.Match[str]) -> Dictionary:
     if seed is not None and family != "random":
         raise InputError(f"{name}: {family} filters have no seed; leave out -{seed}.")
     try:
-        if family == "random":
-            return Dictionary(name, random_filters(n, size, seed=int(seed or 0)))
-        return Dictionary(name, _FAMILIES[family](n, size))
+        return Dictionary(name, _family_filters(family, n, size, seed=int(seed or 0)))
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def _family_filters(family: str, n: int, size: int, *, seed: int) -> torch.Tensor:
+    return random_filters(n, size, seed=seed) if family == "random" else _FAMILIES[family](n, size)
+
+
+def _drawn(low: int, high: int, generator: torch.Generator) -> int:
+    """A whole number from ``low`` to ``high``, both included."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def _filters_in(file: ArrayFile, stored: StoredArray) -> NDArray[np.float64]:

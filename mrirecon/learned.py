@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from mrirecon.dictionaries import load_dictionary
+from mrirecon.method_names import LEARNED_METHODS, check_method_name
 from mrirecon.models import model_of
-from mrirecon.reconstruction import Method, Reconstruction
+from mrirecon.reconstruction import METHODS, Method, Reconstruction
 from operators.checkpoint import load_checkpoint
 from operators.errors import InputError
 from operators.io.files import replacing
@@ -28,7 +29,7 @@ class LearnedMethod:
     model
         In evaluation mode.
     name
-        What the image is said to be made by: kind of model, and the beginning of the digest of its weights.
+        What the image is said to be made by: method or kind of model, and the beginning of the digest of its weights.
     keep_codes
         Whether codes and maps of convolutional sparse coding are kept in ``parts``, for `write_codes`.
     parts
@@ -42,7 +43,7 @@ class LearnedMethod:
 
     def __call__(self) -> Method:
         """The method; it has no strength and no iterations that could be chosen."""
-        return Method(self.name, self._run, regularisation=0.0, n_iterations=1)
+        return Method(self.name, self._run, regularisation=0.0, n_iterations=1, adjustable=False)
 
     def _run(
         self, A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int
@@ -57,6 +58,23 @@ class LearnedMethod:
         return explained.image
 
 
+def method_named(name: str) -> Method:
+    """The method of this name, classical or with the trained weights that come with the package.
+
+    Parameters
+    ----------
+    name
+        One of `mrirecon.METHODS` or `mrirecon.method_names.LEARNED_METHODS`.
+
+    Raises
+    ------
+    InputError
+        If the name is unknown, or its weights are missing or damaged.
+    """
+    check_method_name(name)
+    return METHODS[name] if name in METHODS else load_method(name)()
+
+
 def load_method(
     weights: Path | str, *, dictionary: Path | str | None = None, keep_codes: bool = False
 ) -> LearnedMethod:
@@ -65,7 +83,8 @@ def load_method(
     Parameters
     ----------
     weights
-        A checkpoint that `mrirecon.training.train` wrote, or the name of weights that come with the package.
+        A checkpoint that `mrirecon.training.train` wrote, or a name in `mrirecon.method_names.LEARNED_METHODS` for
+        weights that come with the package.
     dictionary
         Exchange the dictionary of convolutional sparse coding: a name or a file for
         `mrirecon.dictionaries.load_dictionary`.
@@ -89,7 +108,8 @@ def load_method(
             f"The weights {weights} are of kind {checkpoint.kind}, which knows no dictionary and no codes; leave "
             "--dictionary and --save-maps out, or choose weights of convolutional sparse coding."
         )
-    name = f"{checkpoint.kind}, weights {checkpoint.sha256[:8]}"
+    kind = weights if weights in LEARNED_METHODS else checkpoint.kind
+    name = f"{kind}, weights {checkpoint.sha256[:8]}"
     if dictionary is not None and isinstance(model, ConvolutionalSparseCoding):
         chosen = load_dictionary(dictionary)
         model = model.with_filters(chosen.filters)
@@ -98,15 +118,26 @@ def load_method(
 
 
 def checkpoint_path(name: Path | str) -> Path:
-    """Where weights lie: a file, or the name of weights that come with the package.
+    """Where weights lie.
 
     Parameters
     ----------
     name
-        Path, or name without ending.
+        A path; or a name in `mrirecon.method_names.LEARNED_METHODS`, for weights that come with the package.
+
+    Raises
+    ------
+    InputError
+        If they should have come with the package and did not.
     """
-    shipped = _SHIPPED / f"{name}.pt"
-    return shipped if not Path(name).exists() and shipped.exists() else Path(name)
+    if name not in LEARNED_METHODS:
+        return Path(name)
+    path = _SHIPPED / f"{name}.pt"
+    if not path.is_file():
+        raise InputError(
+            f"The weights of {name} should have come with mrirecon, but {path} is missing; install it again."
+        )
+    return path
 
 
 def write_codes(folder: Path, method: LearnedMethod, result: Reconstruction, *, overwrite: bool = False) -> None:

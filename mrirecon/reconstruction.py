@@ -11,6 +11,7 @@ from mrirecon.acquisition import Acquisition
 from mrirecon.coils import compress, estimate_csm, root_sum_of_squares
 from mrirecon.density import density
 from mrirecon.kspace import KSpace
+from mrirecon.method_names import DEFAULT_METHOD
 from mrirecon.partial_fourier import homodyne, is_partial_fourier, pocs
 from mrirecon.prepare import noise_std, prewhiten
 from mrirecon.trajectory import non_uniform_fourier
@@ -90,6 +91,8 @@ class Method:
         Samples of a trajectory weigh the data term by their area of k-space to this power: 1 for gridding. 0 would be
         the likelihood, which takes hundreds of iterations where thousands of samples meet in the centre; 0.5 is as
         good after tens, and makes the noise in the gradient that of a Cartesian scan.
+    adjustable
+        Whether strength and number of iterations can be chosen.
     """
 
     summary: str
@@ -97,6 +100,7 @@ class Method:
     regularisation: float
     n_iterations: int
     density_power: float = 0.5
+    adjustable: bool = True
 
 
 def operator_for(kspace: KSpace, csm: torch.Tensor | None = None) -> LinearOperator:
@@ -148,7 +152,7 @@ def _transform(kspace: KSpace) -> LinearOperator:
 
 def reconstruct(
     kspace: KSpace,
-    method: str | Method = "tv",
+    method: str | Method = DEFAULT_METHOD,
     *,
     regularisation: float | None = None,
     n_iterations: int | None = None,
@@ -165,11 +169,12 @@ def reconstruct(
     kspace
         What a reader returned.
     method
-        A name in `METHODS`, or a method such as `mrirecon.learned.load_method` makes from trained weights.
+        A name in `METHODS`, the name of a method whose trained weights come with the package, or a method such as
+        `mrirecon.learned.load_method` makes from weights.
     regularisation
-        Strength relative to the noise level; by default the method's.
+        Strength relative to the noise level; by default the method's. Trained weights and ``adjoint`` take none.
     n_iterations
-        By default the method's.
+        By default the method's; likewise.
     coil_maps
         How sensitivities are estimated where there are several coils; with ``"none"`` each coil is reconstructed on
         its own and the results are combined by the root of the sum of squares.
@@ -191,9 +196,10 @@ def reconstruct(
     Raises
     ------
     InputError
-        If the method or the device is unknown, or an option does not go with the method.
+        If the method or the device is unknown, its weights are missing, or an option does not go with the method.
     """
-    chosen = _checked_method(method, partial_fourier)
+    chosen, name = _named(method)
+    _check_options(chosen, name, regularisation, n_iterations, partial_fourier)
     strength = chosen.regularisation if regularisation is None else regularisation
     kspace, noise, unit = _whitened(_on_device(kspace, device))
     if n_virtual_coils is not None and n_virtual_coils < kspace.n_coils:
@@ -232,7 +238,7 @@ def reconstruct(
     return Reconstruction(
         image=(unit * image).cpu(),
         grid=grid,
-        method=method if isinstance(method, str) else method.summary,
+        method=name,
         acquisition=kspace.acquisition,
         noise_std=unit * noise,
         residual=residual.cpu(),
@@ -349,7 +355,12 @@ def _wavelet(
 
 METHODS: Mapping[str, Method] = {
     "adjoint": Method(
-        "zero-filled inverse transform, or gridding", _adjoint, regularisation=0.0, n_iterations=1, density_power=1.0
+        "zero-filled inverse transform, or gridding",
+        _adjoint,
+        regularisation=0.0,
+        n_iterations=1,
+        density_power=1.0,
+        adjustable=False,
     ),
     "cg-sense": Method("least squares with a Wiener weight", _cg_sense, regularisation=1.0, n_iterations=30),
     "tv": Method("total variation", _tv, regularisation=0.4, n_iterations=200),
@@ -357,19 +368,30 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-def _checked_method(method: str | Method, partial_fourier: str) -> Method:
-    if isinstance(method, str):
-        if method not in METHODS:
-            raise InputError(f"The method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
-        chosen, name = METHODS[method], method
-    else:
-        chosen, name = method, method.summary
+def _named(method: str | Method) -> tuple[Method, str]:
+    """The method, and what the image is said to be made by."""
+    if not isinstance(method, str):
+        return method, method.summary
+    if method in METHODS:
+        return METHODS[method], method
+    from mrirecon.learned import method_named  # it imports this module, and networks that others do without
+
+    chosen = method_named(method)
+    return chosen, chosen.summary
+
+
+def _check_options(
+    chosen: Method, name: str, regularisation: float | None, n_iterations: int | None, partial_fourier: str
+) -> None:
+    if not chosen.adjustable and (regularisation is not None or n_iterations is not None):
+        raise InputError(
+            f"The method {name} takes no strength and no number of iterations; leave them out (--lambda, --iterations)."
+        )
     if partial_fourier in ("pocs", "homodyne") and chosen.run is not _adjoint:
         raise InputError(
             f"Partial Fourier filling by {partial_fourier} belongs to the method adjoint; {name} takes what is missing "
             "as not measured. Leave one of the two options out."
         )
-    return chosen
 
 
 def _on_device(kspace: KSpace, device: str | torch.device) -> KSpace:

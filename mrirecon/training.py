@@ -11,12 +11,16 @@ from torch import distributed, nn
 
 from mrirecon.config import TrainingConfig
 from mrirecon.datasets import Batch, Sampler, Slice, load_slices, operator_of, scan, spread
+from mrirecon.dictionaries import DrawnDictionaries
 from mrirecon.models import build_model
 from operators.checkpoint import Checkpoint, Metric, as_json, save_checkpoint
+from operators.errors import InputError
 from operators.fields import root_mean_square
 from operators.functionals import psnr_slice, ssim_uniform_7x7
 from operators.learning import FitResult, fit
 from operators.linear_operator import LinearOperator
+from operators.priors.csc import ConvolutionalSparseCoding
+from operators.priors.sparsity import ImageMaps
 
 Progress = Callable[[int, int], None]
 
@@ -56,18 +60,28 @@ def train(
     Raises
     ------
     InputError
-        If data or model do not fit the configuration, or the folder holds another training.
+        If data or model do not fit the configuration, the folder holds another training, or dictionaries are to be
+        drawn for a model that has none or knows its filters by their place.
     """
-    data, plan = config.data, config.training
-    model = build_model(config.model.kind, config.model.arguments)
+    data, plan, dictionaries = config.data, config.training, config.dictionaries
+    with torch.random.fork_rng([]):
+        torch.default_generator.manual_seed(plan.seed)  # the weights at the start are part of the training
+        model = build_model(config.model.kind, config.model.arguments)
+    if dictionaries is not None:
+        _exchangeable(model)
     slices, held_out = (
         load_slices(data.sources, data.matrix, data.folder, patients=people) for people in (data.train, data.validation)
     )
-    batches = validation_batches(held_out, config)
+    sampler, batches = Sampler(slices, config.scenario, plan.batch_size), validation_batches(held_out, config)
+
+    def sample(index: int, generator: torch.Generator) -> tuple[Batch, torch.Tensor | None]:
+        batch = sampler(index, generator)  # first, so that the scans are the same with and without dictionaries
+        return batch, None if dictionaries is None else dictionaries.draw(generator)
+
     result = fit(
         model,
-        loss_of,
-        Sampler(slices, config.scenario, plan.batch_size),
+        lambda trained, drawn: loss_of(trained, *drawn),
+        sample,
         plan,
         folder,
         validate=lambda trained: validate(trained, batches),
@@ -81,7 +95,7 @@ def train(
     return path
 
 
-def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
+def loss_of(model: nn.Module, batch: Batch, filters: torch.Tensor | None = None) -> torch.Tensor:
     """Mean squared error of real and imaginary part, each scan divided by a scale that its data give.
 
     Parameters
@@ -90,12 +104,21 @@ def loss_of(model: nn.Module, batch: Batch) -> torch.Tensor:
         A `operators.reconstructor.Reconstructor`.
     batch
         The scans.
+    filters
+        A dictionary in place of the model's own, real ``(filter, ky, kx)``.
 
     Returns
     -------
     torch.Tensor
         Real ``()``.
+
+    Raises
+    ------
+    InputError
+        If there are filters, but the model has no dictionary that can be exchanged.
     """
+    if filters is not None:
+        model = _exchangeable(model).with_filters(filters)
     A = operator_of(batch)
     return _relative_error(model(batch.y, A, batch.noise_std), batch, A).mean()
 
@@ -143,6 +166,15 @@ def validate(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
     return {name: float(torch.cat([each[name] for each in measured]).mean()) for name in measured[0]}
 
 
+def _exchangeable(model: nn.Module) -> ConvolutionalSparseCoding:
+    if not isinstance(model, ConvolutionalSparseCoding) or isinstance(model.maps, ImageMaps):
+        raise InputError(
+            "The model has no dictionary, or knows its filters by their place, so that it cannot be trained with "
+            "others; leave [dictionaries] out, or train csc, csc-published or csc-scalar."
+        )
+    return model
+
+
 def _together(scans: Sequence[Batch]) -> Batch:
     y, mask, _, target, noise_std = (torch.cat(parts) for parts in zip(*scans, strict=True))
     return Batch(y, mask, scans[0].csm, target, noise_std)
@@ -168,7 +200,25 @@ def _identity(config: TrainingConfig) -> dict[str, Any]:
     """What defines the training beside its plan; where the data lie does not."""
     described = asdict(config)
     del described["training"], described["data"]["folder"]
+    if config.dictionaries is None:
+        del described["dictionaries"]
     return as_json("configuration", described)
+
+
+def _data_of(config: TrainingConfig) -> str:
+    """What the weights have seen, in words."""
+    drawn = config.dictionaries
+    if drawn is None:
+        return config.data.description
+    families = [f"learned ({', '.join(drawn.learned)})" if name == "learned" else name for name in drawn.families]
+    return (
+        f"{config.data.description} In {100 * drawn.share:g} % of the batches the dictionary was drawn from "
+        f"{', '.join(families)}: {drawn.n[0]} to {drawn.n[1]} filters of size {drawn.size[0]} to {drawn.size[1]}."
+    )
+
+
+def _ranges_of(drawn: DrawnDictionaries | None) -> dict[str, tuple[float, float]]:
+    return {} if drawn is None else {"n_filters": drawn.n, "filter_size": drawn.size}
 
 
 def _checkpoint(config: TrainingConfig, result: FitResult) -> Checkpoint:
@@ -178,7 +228,7 @@ def _checkpoint(config: TrainingConfig, result: FitResult) -> Checkpoint:
         state=result.state,
         kind=config.model.kind,
         config=dict(config.model.arguments),
-        data=config.data.description,
+        data=_data_of(config),
         licence=config.data.licence,
         seed=config.training.seed,
         n_steps=result.step,
@@ -194,5 +244,6 @@ def _checkpoint(config: TrainingConfig, result: FitResult) -> Checkpoint:
             "acceleration": (scenario.acceleration, scenario.acceleration),
             "n_coils": (scenario.n_coils, scenario.n_coils),
             "matrix": (matrix, matrix),
+            **_ranges_of(config.dictionaries),
         },
     )

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> None:
     arguments
         Words after the program's name; by default those of the process. ``--debug`` anywhere shows tracebacks.
     """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside other programs, torch's waiting threads would spin
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 
 from mrirecon.config import EvaluationConfig, TrainingConfig, read_config
 from mrirecon.datasets import Scenarios
+from mrirecon.dictionaries import DrawnDictionaries
 from operators.errors import InputError
 
 DATA = """
@@ -55,6 +57,15 @@ noise_variance = [0.2, 0.2]
 """
 
 
+DICTIONARIES = """
+[dictionaries]
+share = 0.5
+families = ["learned", "dct", "random"]
+n = [16, 64]
+size = [5, 11]
+"""
+
+
 def read(folder: Path, text: str, kind: type = TrainingConfig, data: str = DATA) -> Any:
     (folder / "data.toml").write_text(data)
     (folder / "config.toml").write_text(text)
@@ -74,6 +85,39 @@ def test_a_training_is_read_with_its_data_from_another_file(tmp_path: Path) -> N
 def test_data_may_also_stand_in_the_file_itself(tmp_path: Path) -> None:
     inline = TRAINING.replace('data = "data.toml"\n', "") + "[data]" + DATA
     assert read(tmp_path, inline) == read(tmp_path, TRAINING)
+
+
+def test_dictionaries_to_draw_are_read(tmp_path: Path) -> None:
+    assert read(tmp_path, TRAINING).dictionaries is None
+    drawn = DrawnDictionaries(share=0.5, families=("learned", "dct", "random"), n=(16, 64), size=(5, 11))
+    assert read(tmp_path, TRAINING + DICTIONARIES).dictionaries == drawn
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("share = 0.5", "", r"dictionaries\.share is missing"),
+        ("share = 0.5", "share = 0", r"config\.toml: dictionaries: share is 0\.0; expected a fraction above 0"),
+        ("share = 0.5", "share = 1.1", r"share is 1\.1"),
+        ("share = 0.5", "share = nan", "share is nan"),
+        ('"dct"', '"fourier"', r"dictionaries\.families\[1\] is 'fourier'; expected one of 'learned', 'dct', 'gabor'"),
+        ('"dct"', '"random"', "expected at least one, and each once"),
+        ('"learned", "dct", "random"', "", r"families is \[\]; expected at least one"),
+        ("[16, 64]", "[64, 16]", r"n is \[64, 16\]; expected its lowest and its highest value, 1 to 9999"),
+        ("[16, 64]", "[0, 64]", r"n is \[0, 64\]"),
+        ("[16, 64]", "[16, 10000]", r"n is \[16, 10000\]"),
+        ("[5, 11]", "[4, 11]", r"size is \[4, 11\]; expected odd numbers"),
+        ("[5, 11]", "[5, 10]", r"size is \[5, 10\]; expected odd numbers"),
+        ("[5, 11]", "[5, 101]", r"size is \[5, 101\]; expected its lowest and its highest value, 1 to 99"),
+        ("[5, 11]", "[1, 11]", "dct-16x1: size is 1; expected an odd number of pixels from 3 on"),
+        ("[16, 64]", "[32, 64]", "dct-32x5: There are 24 distinct DCT filters of size 5; 32 were asked for"),
+        ("[5, 11]", "[13, 15]", "No shipped dictionary has 16 to 64 filters of size 13 to 15; there are learned-16x7"),
+    ],
+)
+def test_dictionaries_that_do_not_exist_are_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    assert old in DICTIONARIES
+    with pytest.raises(InputError, match=sentence):
+        read(tmp_path, TRAINING + DICTIONARIES.replace(old, new))
 
 
 def test_an_evaluation_is_read(tmp_path: Path) -> None:
@@ -159,3 +203,10 @@ CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 def test_the_committed_configurations_are_valid(path: Path) -> None:
     config: Any = read_config(path, EvaluationConfig if "evaluation" in path.stem else TrainingConfig)
     assert config.data.licence
+
+
+def test_training_with_many_dictionaries_leaves_one_family_unseen_and_changes_nothing_else() -> None:
+    many, one = (read_config(CONFIGS / f"lowfield_csc{name}.toml", TrainingConfig) for name in ("_dictionaries", ""))
+    assert many.dictionaries is not None
+    assert "gabor" not in many.dictionaries.families
+    assert replace(many, name=one.name, dictionaries=None) == one

@@ -15,6 +15,7 @@ from matplotlib.image import imread
 from mrirecon import cli
 from mrirecon.dictionaries import (
     Dictionary,
+    DrawnDictionaries,
     learn_from_files,
     load_dictionary,
     read_dictionary,
@@ -74,6 +75,50 @@ def test_families_are_built_by_name():
     assert torch.equal(load_dictionary("random-8x5").filters, random_filters(8, 5, seed=0))
     assert torch.equal(load_dictionary("random-8x5-7").filters, random_filters(8, 5, seed=7))
     assert load_dictionary("dct-32x9").name == "dct-32x9"
+
+
+FAMILIES = ("learned", "dct", "gabor", "wavelet", "random")
+
+
+def test_dictionaries_are_drawn_in_their_share_and_ranges(generator):
+    drawn = DrawnDictionaries(share=0.7, families=FAMILIES, n=(8, 32), size=(5, 9))
+    found = [drawn.draw(generator) for _ in range(300)]
+    given = [filters for filters in found if filters is not None]
+    assert len(given) == pytest.approx(0.7 * 300, abs=24)  # three standard deviations
+    for filters in given:
+        n, size, other = filters.shape
+        assert size == other
+        assert 8 <= n <= 32
+        assert size in (5, 7, 9)
+        assert filters.dtype == torch.float32
+        torch.testing.assert_close(filters.square().sum(dim=(1, 2)), torch.ones(n))
+    assert {filters.shape[1] for filters in given} == {5, 7, 9}
+    assert len({filters.shape[0] for filters in given}) > 15
+    assert len({filters.numpy().tobytes() for filters in given}) > 100
+
+
+@pytest.mark.parametrize("family", FAMILIES[:-1])
+def test_only_the_families_asked_for_are_drawn(family, generator):
+    drawn = DrawnDictionaries(share=1, families=(family,), n=(16, 40), size=(5, 9))
+    for _ in range(8):
+        filters = drawn.draw(generator)
+        n, size, _ = filters.shape
+        names = shipped_dictionaries() if family == "learned" else [f"{family}-{n}x{size}"]
+        assert any(torch.equal(load_dictionary(name).filters, filters) for name in names)
+
+
+def test_the_same_generator_draws_the_same_dictionaries_and_leaves_the_global_one_alone():
+    drawn = DrawnDictionaries(share=1, families=("random",), n=(8, 32), size=(5, 9))
+    state = torch.get_rng_state()
+    one, same, other = (drawn.draw(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert one.shape != other.shape or not torch.equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_learned_dictionaries_out_of_the_ranges_stay_unseen():
+    within = DrawnDictionaries(share=1, families=("learned",), n=(16, 32), size=(7, 7))
+    assert within.learned == ("learned-16x7", "learned-24x7")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,7 @@
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -6,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from mrirecon import models
+from mrirecon import models, training
 from mrirecon.config import Data, Model, Plan, TrainingConfig
-from mrirecon.datasets import Sampler, Scenarios, Source, load_slices
-from mrirecon.models import build_model
+from mrirecon.datasets import Batch, Sampler, Scenarios, Source, load_slices
+from mrirecon.dictionaries import DrawnDictionaries, load_dictionary
+from mrirecon.models import build_model, model_of
 from mrirecon.phantom import brain_phantom
 from mrirecon.training import loss_of, train, validate, validation_batches
 from operators.checkpoint import load_checkpoint
@@ -62,6 +67,27 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingConfig:
     )
 
 
+@pytest.fixture
+def sparse(config: TrainingConfig) -> TrainingConfig:
+    """Sparse coding trained with other dictionaries, two batches a step."""
+    small = {"dictionary": "dct-4x3", "base": 2, "n_map_stages": 1, "n_iterations": 3, "n_stages": 1}
+    return replace(
+        config,
+        model=Model(kind="csc", arguments=small),
+        training=replace(config.training, n_steps=4, n_batches=2, checkpoint_every_s=0.0),
+        dictionaries=DrawnDictionaries(share=0.5, families=("learned", "dct", "random"), n=(8, 16), size=(5, 7)),
+    )
+
+
+class Stopped(Exception):
+    """A training was ended from outside."""
+
+
+def stop_after_three_steps(n_done: int, n_total: int) -> None:
+    if n_done == 3:
+        raise Stopped
+
+
 def test_a_training_ends_in_a_checkpoint_that_says_what_it_is(config: TrainingConfig, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     path = train(config, folder)
@@ -92,17 +118,10 @@ def test_training_lowers_the_loss(config: TrainingConfig, tmp_path: Path) -> Non
 
 
 def test_a_training_goes_on_wherever_its_data_now_lie(config: TrainingConfig, tmp_path: Path) -> None:
-    class Stopped(Exception):
-        pass
-
-    def stop(n_done: int, n_total: int) -> None:
-        if n_done == 3:
-            raise Stopped
-
     quick = replace(config, training=replace(config.training, checkpoint_every_s=0.0))
     whole = train(quick, tmp_path / "whole")
     with pytest.raises(Stopped):
-        train(quick, tmp_path / "parts", progress=stop)
+        train(quick, tmp_path / "parts", progress=stop_after_three_steps)
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     for patient in "abc":
@@ -146,3 +165,133 @@ def test_models_that_cannot_be_built_are_named(config: TrainingConfig) -> None:
         build_model("unrolled-cnn-test", {"colour": 1})
     with pytest.raises(InputError, match="cannot be built"):
         build_model("unrolled-cnn-test", {"size": "a"})
+
+
+def recorded(
+    config: TrainingConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[tuple[Batch, torch.Tensor | None]]:
+    """What each batch of a training consists of."""
+    seen = []
+
+    def record(model: nn.Module, batch: Batch, filters: torch.Tensor | None) -> torch.Tensor:
+        seen.append((batch, filters))
+        return loss_of(model, batch, filters)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "loss_of", record)
+        train(config, folder)
+    return seen
+
+
+def test_other_dictionaries_are_drawn_by_the_batch_and_change_no_scan(
+    sparse: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = recorded(sparse, tmp_path / "many", monkeypatch)
+    one = recorded(replace(sparse, dictionaries=None), tmp_path / "one", monkeypatch)
+    assert len(many) == len(one) == 8
+    for (batch, _), (alone, filters) in zip(many, one, strict=True):
+        assert filters is None
+        torch.testing.assert_close(batch, alone, rtol=0, atol=0)
+    shapes = [None if filters is None else tuple(filters.shape) for _, filters in many]
+    assert None in shapes
+    assert len(set(shapes)) > 2
+
+
+def test_a_training_with_other_dictionaries_goes_on_bit_by_bit_and_says_what_it_saw(
+    sparse: TrainingConfig, tmp_path: Path
+) -> None:
+    whole = load_checkpoint(train(sparse, tmp_path / "whole"))
+    with pytest.raises(Stopped):
+        train(sparse, tmp_path / "parts", progress=stop_after_three_steps)
+    parts = load_checkpoint(train(sparse, tmp_path / "parts"))
+    assert parts.sha256 == whole.sha256
+    assert whole.data == (
+        "phantoms In 50 % of the batches the dictionary was drawn from learned (learned-16x7), dct, random: 8 to 16 "
+        "filters of size 5 to 7."
+    )
+    assert whole.trained_ranges["n_filters"] == (8.0, 16.0)
+    assert whole.trained_ranges["filter_size"] == (5.0, 7.0)
+    assert torch.equal(whole.state["filters"], load_dictionary("dct-4x3").filters)
+    held_out = load_slices(sparse.data.sources, N, tmp_path, patients="b")
+    with torch.no_grad():
+        measured = validate(model_of(whole), validation_batches(held_out, sparse))
+    assert measured["ssim"] == pytest.approx(whole.metric.value, abs=1e-6)
+
+    for dictionaries in (None, DrawnDictionaries(share=0.5, families=("dct",), n=(8, 16), size=(5, 7))):
+        with pytest.raises(InputError, match=r"holds another training: .*dictionaries"):
+            train(replace(sparse, dictionaries=dictionaries), tmp_path / "parts")
+
+
+def test_a_configuration_without_dictionaries_goes_on_with_trainings_begun_before_there_were_any(
+    config: TrainingConfig, tmp_path: Path
+) -> None:
+    train(config, tmp_path / "run")
+    assert "dictionaries" not in (tmp_path / "run" / "summary.json").read_text()
+
+
+def test_the_loss_with_another_dictionary_reaches_every_parameter(sparse: TrainingConfig, tmp_path: Path) -> None:
+    slices = load_slices(sparse.data.sources, N, tmp_path, patients="a")
+    batch = Sampler(slices, sparse.scenario, 2)(0, torch.Generator().manual_seed(0))
+    model = build_model(sparse.model.kind, sparse.model.arguments)
+    own, same, other = (
+        loss_of(model, batch, filters) for filters in (None, model.filters, load_dictionary("random-8x5").filters)
+    )
+    torch.testing.assert_close(same, own, rtol=0, atol=0)
+    assert not torch.isclose(other, own, rtol=1e-4)
+    other.backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+    assert model.filters.shape == (4, 3, 3)
+
+
+def test_models_that_serve_one_dictionary_or_none_are_refused(sparse: TrainingConfig, tmp_path: Path) -> None:
+    fixed = Model(kind="csc-v1", arguments={"dictionary": "dct-4x3", "base": 2, "n_map_stages": 1})
+    for model in (fixed, Model(kind="unrolled-cnn-test")):
+        with pytest.raises(
+            InputError, match=r"cannot be trained with others; leave \[dictionaries\] out, or train csc"
+        ):
+            train(replace(sparse, model=model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    scalar = Model(kind="csc-scalar", arguments={"dictionary": "dct-4x3", "n_iterations": 2})
+    assert train(replace(sparse, model=scalar), tmp_path / "run").exists()
+
+
+IN_A_PROCESS = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from mrirecon.config import *
+from mrirecon.dictionaries import DrawnDictionaries
+from mrirecon.datasets import Scenarios, Source
+from mrirecon.training import train
+
+torch.set_num_threads(1)
+train({config!r}, {folder!r})
+"""
+
+
+def test_two_processes_share_the_batches_and_their_dictionaries(sparse: TrainingConfig, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    root = Path(__file__).parents[2]
+    script.write_text(IN_A_PROCESS.format(root=str(root), config=sparse, folder=str(tmp_path / "two")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()
+    two, one = (load_checkpoint(path) for path in (tmp_path / "two" / "small.pt", train(sparse, tmp_path / "one")))
+    torch.testing.assert_close(two.state, one.state, rtol=1e-4, atol=1e-6)

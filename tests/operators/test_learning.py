@@ -286,7 +286,8 @@ except InputError as error:
 try:
     fit(model, _loss, _sample, PLAN, {folder!r} + "2")
 except InputError as error:
-    print(error)
+    print(error, flush=True)
+os._exit(0)  # a thread of gloo that lets go of a tensor while Python shuts down aborts the process now and then
 """
 
 
