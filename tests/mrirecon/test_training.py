@@ -1,7 +1,3 @@
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -197,6 +193,29 @@ def test_other_dictionaries_are_drawn_by_the_batch_and_change_no_scan(
     assert len(set(shapes)) > 2
 
 
+def test_what_is_drawn_depends_on_the_number_of_the_batch_and_not_on_who_shares_the_step(
+    sparse: TrainingConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    single = replace(sparse, training=replace(sparse.training, n_steps=8, n_batches=1))
+    runs = [recorded(c, tmp_path / str(n), monkeypatch) for n, c in enumerate((sparse, single))]
+    for (batch, filters), (other_batch, other_filters) in zip(*runs, strict=True):
+        torch.testing.assert_close(batch, other_batch, rtol=0, atol=0)
+        assert filters is other_filters is None or torch.equal(filters, other_filters)
+
+
+def test_the_seed_decides_the_weights_at_the_start(sparse: TrainingConfig, tmp_path: Path) -> None:
+    frozen = replace(sparse.training, n_steps=1, n_batches=1, learning_rate=1e-12)
+    state = torch.get_rng_state()
+    one, same, other = (
+        load_checkpoint(train(replace(sparse, training=replace(frozen, seed=seed)), tmp_path / name)).state
+        for name, seed in (("one", 1), ("same", 1), ("other", 2))
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    weights = "maps.network.head.weight"
+    assert torch.equal(one[weights], same[weights])
+    assert not torch.allclose(one[weights], other[weights])
+
+
 def test_a_training_with_other_dictionaries_goes_on_bit_by_bit_and_says_what_it_saw(
     sparse: TrainingConfig, tmp_path: Path
 ) -> None:
@@ -253,45 +272,3 @@ def test_models_that_serve_one_dictionary_or_none_are_refused(sparse: TrainingCo
     assert not (tmp_path / "run").exists()
     scalar = Model(kind="csc-scalar", arguments={"dictionary": "dct-4x3", "n_iterations": 2})
     assert train(replace(sparse, model=scalar), tmp_path / "run").exists()
-
-
-IN_A_PROCESS = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from mrirecon.config import *
-from mrirecon.dictionaries import DrawnDictionaries
-from mrirecon.datasets import Scenarios, Source
-from mrirecon.training import train
-
-torch.set_num_threads(1)
-train({config!r}, {folder!r})
-"""
-
-
-def test_two_processes_share_the_batches_and_their_dictionaries(sparse: TrainingConfig, tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    root = Path(__file__).parents[2]
-    script.write_text(IN_A_PROCESS.format(root=str(root), config=sparse, folder=str(tmp_path / "two")))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, errors = process.communicate(timeout=120)
-            assert process.returncode == 0, errors
-    finally:
-        for process in processes:
-            process.kill()
-    two, one = (load_checkpoint(path) for path in (tmp_path / "two" / "small.pt", train(sparse, tmp_path / "one")))
-    torch.testing.assert_close(two.state, one.state, rtol=1e-4, atol=1e-6)
