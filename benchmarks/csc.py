@@ -36,7 +36,7 @@ from operators.filters import random_filters
 from operators.fourier import Fourier
 from operators.linear_operator import LinearOperator
 from operators.priors.csc import ConvolutionalSparseCoding, GradientOf, published
-from operators.priors.sparsity import ExchangingMaps, FilterMaps, SparsityMaps
+from operators.priors.sparsity import Estimate, ExchangingMaps, FilterMaps, Maps, SparsityMaps
 from operators.priors.unet import UNet
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
@@ -103,9 +103,9 @@ class GivenMaps(SparsityMaps):
         values = 0.02 + 0.08 * torch.rand(case.n_filters, case.n, case.n, generator=generator)
         self.values = torch.nn.Parameter(values)
 
-    def forward(self, x: torch.Tensor, dictionary: ConvolutionalDictionary, noise_std: torch.Tensor) -> torch.Tensor:
+    def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
         """Return the values."""
-        return self.values
+        return Maps(self.values)
 
 
 def _seeded_network() -> FilterMaps:

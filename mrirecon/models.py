@@ -77,13 +77,18 @@ def _csc(
     dictionary: str | list[int] = _DICTIONARY,
     base: int = 16,
     n_map_stages: int = 2,
+    context_base: int = 48,
+    n_context_stages: int = 3,
     n_iterations: int = 30,
     n_stages: int = 3,
     gradient: GradientOf = "iterations",
 ) -> ConvolutionalSparseCoding:
+    maps = ExchangingMaps(
+        base=base, n_stages=n_map_stages, context_base=context_base, n_context_stages=n_context_stages
+    )
     return ConvolutionalSparseCoding(
         _filters_of(dictionary),
-        ExchangingMaps(base=base, n_stages=n_map_stages),
+        maps,
         n_iterations=n_iterations,
         n_stages=n_stages,
         gradient=gradient,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from operators.dictionary import ConvolutionalDictionary
-from operators.fields import root_mean_square
+from operators.fields import root_mean_square, smoothing_gain
 from operators.proximal import soft_threshold
 from operators.solvers import fista
 
@@ -59,11 +59,7 @@ def high_pass(images: torch.Tensor, smoothness: float) -> torch.Tensor:
     """
     if not smoothness > 0:
         raise ValueError(f"smoothness is {smoothness}; expected a positive number.")
-    waves = (2 * torch.pi * torch.fft.fftfreq(n, dtype=torch.float64, device=images.device) for n in images.shape[-2:])
-    along_y, along_x = (smoothness * (2 - 2 * wave.cos()) for wave in waves)
-    penalty = along_y[:, None] + along_x
-    spectrum = torch.fft.fft2(images) * (penalty / (1 + penalty)).to(images.real.dtype)
-    passed = torch.fft.ifft2(spectrum)
+    passed = torch.fft.ifft2(torch.fft.fft2(images) * (1 - smoothing_gain(images, smoothness)))
     return passed if images.is_complex() else passed.real
 
 

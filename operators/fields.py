@@ -1,4 +1,4 @@
-"""Images as channels of real numbers for convolutional networks, and back; one scale per sample. Nowhere else."""
+"""What every prior does to images: channels for networks and back, one scale per sample, the split by frequency."""
 
 import torch
 
@@ -102,3 +102,28 @@ def root_mean_square(x: torch.Tensor, n_dims: int) -> torch.Tensor:
     """
     power = inner(x, x, n_dims).real / x.shape[-n_dims:].numel()
     return torch.where(power > 0, power, torch.ones_like(power)).sqrt()
+
+
+def smoothing_gain(like: torch.Tensor, smoothness: float | torch.Tensor) -> torch.Tensor:
+    """(I + β GᴴG)⁻¹ in Fourier space, G the circular differences: what a smooth part keeps of each frequency.
+
+    Parameters
+    ----------
+    like
+        Image ``(*batch, y, x)`` whose shape, precision and device are taken.
+    smoothness
+        β, in pixels², positive: a number, or real ``()``.
+
+    Returns
+    -------
+    torch.Tensor
+        Real ``(y, x)``, from 0 to 1, in the order of ``torch.fft.fft2``.
+
+    Examples
+    --------
+    >>> smoothing_gain(torch.zeros(1, 4), 1.0)
+    tensor([[1.0000, 0.3333, 0.2000, 0.3333]])
+    """
+    waves = [2 * torch.pi * torch.fft.fftfreq(n, dtype=torch.float64, device=like.device) for n in like.shape[-2:]]
+    eigenvalues = (2 - 2 * waves[0].cos())[:, None] + (2 - 2 * waves[1].cos())
+    return 1 / (1 + smoothness * eigenvalues.to(like.real.dtype))

@@ -110,7 +110,7 @@ RECONSTRUCTOR_CASES: dict[str, Callable[[int], Reconstructor]] = {
     "csc_scalar": lambda c: _coding(ScalarMaps(1.0), n_stages=1),
     "csc_image": lambda c: _coding(ImageMaps(3, n_channels=c, base=3, n_stages=2), shrinkage="parts"),
     "csc_filter": lambda c: _coding(FilterMaps(n_channels=c, base=3), shrinkage="parts", gradient="checkpointed"),
-    "csc_exchanging": lambda c: _coding(ExchangingMaps(n_channels=c, base=3)),
-    "csc_fixed_point": lambda c: _coding(ExchangingMaps(n_channels=c, base=3), gradient="fixed-point"),
+    "csc_exchanging": lambda c: _coding(ExchangingMaps(n_channels=c, base=3, context_base=3)),
+    "csc_fixed_point": lambda c: _coding(ExchangingMaps(n_channels=c, base=3, context_base=3), gradient="fixed-point"),
 }
 """Name → reconstruction for a number of channels."""

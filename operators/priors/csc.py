@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from operators.dictionary import ConvolutionalDictionary
+from operators.fields import smoothing_gain
 from operators.linear_operator import LinearOperator
-from operators.priors.sparsity import FilterMaps, SparsityMaps
+from operators.priors.sparsity import Estimate, FilterMaps, SparsityMaps
 from operators.proximal import complex_soft_threshold, separable_soft_threshold
 from operators.reconstructor import Reconstructor
 from operators.solvers import fixed_point
@@ -32,7 +33,7 @@ class SparseCoding:
     image
         The reconstruction, ``(*batch, y, x)``.
     low_pass
-        Its smooth part.
+        Its smooth part, shrunk where the maps shrink it.
     maps
         Λ, the threshold of every code, real ``(*batch, filter, y, x)``.
     codes
@@ -56,7 +57,9 @@ class ConvolutionalSparseCoding(Reconstructor):
         s = argmin_s ½‖A D s − (y − A x_low)‖² + Σ_k ‖Λ_k s_k‖₁
 
     by accelerated proximal gradient steps of size 1/(‖A‖² ‖D‖²). Λ comes from a network that sees Aᴴy; with several
-    stages it sees the image again after each, and the codes go on from where they are.
+    stages it sees the image again after each, and the codes go on from where they are. The network may give the smooth
+    part a map too, by which its magnitudes are shrunk before the codes are sought: half of its noise lies where there
+    is no object.
 
     The dictionary is no part of what is learned: `with_filters` gives the same reconstruction with another one, as far
     as the network of the maps serves any.
@@ -189,27 +192,25 @@ class ConvolutionalSparseCoding(Reconstructor):
         slices = x0.shape[:-2]
         noise = noise_std.reshape((*noise_std.shape, *(1,) * (A.domain.n_dims - 2))).expand(slices)
         gram = _gram_of(A, D)
-        low_pass = self._smooth(x0)
-        target = D.adjoint(x0 - A.gram(low_pass))
-        step = (1 / (A.norm() * D.norm()).square()).to(target.real)
+        smooth, smooth_noise = self._smooth(x0, noise)
+        step = (1 / (A.norm() * D.norm()).square()).to(x0.real)
         step = step.reshape(*step.shape, *(1,) * (A.domain.n_dims + 1))  # one per operator in the batch
-        codes, x = torch.zeros_like(target), x0
+        codes, x = x0.new_zeros((*slices, *D.domain.shape)), x0
         for stage in range(self.n_stages):
-            maps = self.maps(x, D, noise)
+            maps, low_pass_map = self.maps(Estimate(x, smooth, noise, smooth_noise), D)
+            low_pass = smooth if low_pass_map is None else complex_soft_threshold(smooth, low_pass_map)
+            target = D.adjoint(x0 - A.gram(low_pass))
             n_iterations = self.n_iterations // self.n_stages + (stage < self.n_iterations % self.n_stages)
-            codes = self._minimised(
-                codes, lambda s: torch.addcmul(s, gram(s) - target, step, value=-1), step * maps, n_iterations
-            )
+            codes = self._minimised(codes, _descent(gram, target, step), step * maps, n_iterations)
             if stage + 1 < self.n_stages:
                 x = low_pass + D(codes)
         return low_pass, codes, maps
 
-    def _smooth(self, x: torch.Tensor) -> torch.Tensor:
-        """(I + β GᴴG)⁻¹ x."""
-        along = [(2 * torch.pi * torch.fft.fftfreq(n, dtype=x.real.dtype, device=x.device)) for n in x.shape[-2:]]
-        eigenvalues = (2 - 2 * along[0].cos())[:, None] + (2 - 2 * along[1].cos())
-        smooth = torch.fft.ifft2(torch.fft.fft2(x) / (1 + self.log_smoothness.exp() * eigenvalues))
-        return smooth if x.is_complex() else smooth.real
+    def _smooth(self, x: torch.Tensor, noise_std: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(I + β GᴴG)⁻¹ x, and the noise level that is left in it."""
+        gain = smoothing_gain(x, self.log_smoothness.exp())
+        smooth = torch.fft.ifft2(torch.fft.fft2(x) * gain)
+        return smooth if x.is_complex() else smooth.real, noise_std * gain.square().mean().sqrt()
 
     def _minimised(
         self, codes: torch.Tensor, descend: _Map, threshold: torch.Tensor, n_iterations: int
@@ -246,6 +247,11 @@ _EXTRAPOLATION = 3.0  # a in i/(i + 1 + a)
 def _gram_of(A: LinearOperator, D: ConvolutionalDictionary) -> _Map:
     """Dᴴ Aᴴ A D; for one Cartesian coil it stays in Fourier space. D applies to each slice of a volume."""
     return (A @ D).gram if A.domain.n_dims == 2 else lambda s: D.adjoint(A.gram(D(s)))
+
+
+def _descent(gram: _Map, target: torch.Tensor, step: torch.Tensor) -> _Map:
+    """A step down the gradient of ½‖A D s − y‖², whose gram and whose Dᴴ Aᴴ y are given."""
+    return lambda s: torch.addcmul(s, gram(s) - target, step, value=-1)
 
 
 def _with_gradient_of_fixed_point(update: _Map, z: torch.Tensor, n_iterations: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -11,26 +12,60 @@ from operators.fields import pad_to_multiple, to_channels
 from operators.priors.unet import UNet
 
 
+class Estimate(NamedTuple):
+    """What is known of images when their maps are inferred, at a scale of about one.
+
+    Parameters
+    ----------
+    image
+        Real or complex ``(*batch, y, x)``.
+    low_pass
+        The smooth part of Aᴴy, like the image.
+    noise_std
+        Noise level per real component, real ``batch``.
+    low_pass_noise_std
+        That of the smooth part, real ``batch``.
+    """
+
+    image: torch.Tensor
+    low_pass: torch.Tensor
+    noise_std: torch.Tensor
+    low_pass_noise_std: torch.Tensor
+
+
+class Maps(NamedTuple):
+    """Thresholds Λ, real and not negative.
+
+    Parameters
+    ----------
+    codes
+        Of the codes, ``(*batch, filter, y, x)``.
+    low_pass
+        Of the smooth part, ``(*batch, y, x)``; ``None`` where it stays as it is.
+    """
+
+    codes: torch.Tensor
+    low_pass: torch.Tensor | None = None
+
+
 class SparsityMaps(nn.Module, ABC):
-    """A network from what is known of an image to the map Λ of thresholds of its codes."""
+    """A network from what is known of an image to the maps Λ of thresholds."""
 
     @abstractmethod
-    def forward(self, x: torch.Tensor, dictionary: ConvolutionalDictionary, noise_std: torch.Tensor) -> torch.Tensor:
+    def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
         """Infer the maps.
 
         Parameters
         ----------
-        x
-            Image that is known so far, real or complex ``(*batch, y, x)``, at a scale of about one.
+        known
+            The image so far.
         dictionary
             D, for images of this size.
-        noise_std
-            Noise level per real component, real ``batch``.
 
         Returns
         -------
-        torch.Tensor
-            Λ, real and positive, ``(*batch, filter, y, x)``.
+        Maps
+            Λ.
         """
 
 
@@ -60,7 +95,7 @@ class ImageMaps(SparsityMaps):
         self.n_filters = n_filters
         self.network = UNet(n_channels, n_filters, base=base, n_stages=n_stages)
 
-    def forward(self, x: torch.Tensor, dictionary: ConvolutionalDictionary, noise_std: torch.Tensor) -> torch.Tensor:
+    def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
         """Infer the maps, see `SparsityMaps.forward`.
 
         Raises
@@ -73,8 +108,8 @@ class ImageMaps(SparsityMaps):
                 f"The dictionary has {dictionary.n_filters} filters, but these maps were made for {self.n_filters}; "
                 "choose maps per filter to exchange dictionaries."
             )
-        maps = self.network(to_channels(x)).reshape(*x.shape[:-2], self.n_filters, *x.shape[-2:])
-        return _published_threshold(maps)
+        u = self.network(to_channels(known.image))
+        return Maps(_published_threshold(u).reshape(*known.image.shape[:-2], *dictionary.domain.shape))
 
 
 class FilterMaps(SparsityMaps):
@@ -98,49 +133,94 @@ class FilterMaps(SparsityMaps):
         super().__init__()
         self.network = UNet(n_channels, 1, base=base, n_stages=n_stages)
 
-    def forward(self, x: torch.Tensor, dictionary: ConvolutionalDictionary, noise_std: torch.Tensor) -> torch.Tensor:
+    def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
         """Infer the maps, see `SparsityMaps.forward`."""
-        analysis = dictionary.adjoint(x)
-        return _published_threshold(self.network(to_channels(analysis)).reshape(analysis.shape))
+        analysis = dictionary.adjoint(known.image)
+        return Maps(_published_threshold(self.network(to_channels(analysis)).reshape(analysis.shape)))
 
 
 class ExchangingMaps(SparsityMaps):
     """The map of each filter, with an eye on the others, on the image and on the noise; thresholds relative to noise.
 
     Λ_k = 3 σ ‖d_k‖ softplus(u_k), because σ ‖d_k‖ is the noise of a filter's correlation with the image: one network
-    serves any number, size and order of filters, and any noise level. u_k comes from a `operators.priors.unet.UNet`
-    whose filters exchange their mean. It sees, for each filter, the correlation with the image and its magnitude, the
-    magnitude of the image, the noise level, and the mean frequency of the filter.
+    serves any number, size and order of filters, and any noise level. The smooth part is treated as one more filter,
+    with a map of its own.
 
-    The network works at half the resolution, where each 2×2 pixels are channels of one, which costs a quarter.
+    u_k is inferred in two steps. A large `operators.priors.unet.UNet` looks at the image once and says, for each pixel,
+    what a filter should be like to matter there: its channels are multiplied by weights that a small network makes of
+    the `band_powers` of the filter. A small one, whose filters exchange their mean, looks at these products, at the
+    correlation of each filter with the image and at its magnitude.
+
+    Both work at half the resolution, where each 2×2 pixels are channels of one, which costs a quarter.
 
     Parameters
     ----------
     n_channels
         2 for complex images, 1 for real ones.
     base, n_stages
-        As in `operators.priors.unet.UNet`.
+        Of the network of the filters, as in `operators.priors.unet.UNet`.
+    context_base, n_context_stages
+        Of the network of the image.
     """
 
-    def __init__(self, *, n_channels: int = 2, base: int = 16, n_stages: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        n_channels: int = 2,
+        base: int = 16,
+        n_stages: int = 2,
+        context_base: int = 48,
+        n_context_stages: int = 3,
+    ) -> None:
         super().__init__()
-        self.network = UNet(4 * (n_channels + 2) + 2, 4, base=base, n_stages=n_stages, exchange=True)
+        n_products = _N_MATCHED * _N_FEATURES
+        self.context = UNet(4 * (2 * n_channels + 1) + 1, n_products, base=context_base, n_stages=n_context_stages)
+        self.wanted = nn.Sequential(nn.Linear(N_BANDS + 1, 48), nn.LeakyReLU(0.01), nn.Linear(48, n_products))
+        self.network = UNet(4 * (n_channels + 1) + 1 + _N_MATCHED, 4, base=base, n_stages=n_stages, exchange=True)
 
-    def forward(self, x: torch.Tensor, dictionary: ConvolutionalDictionary, noise_std: torch.Tensor) -> torch.Tensor:
+    def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
         """Infer the maps, see `SparsityMaps.forward`."""
-        analysis = dictionary.adjoint(x)  # (*batch, filter, y, x)
-        noise = noise_std.reshape(*noise_std.shape, 1, 1, 1)
-        magnitudes = analysis.abs(), x.abs().unsqueeze(-3).expand(analysis.shape)
-        seen = torch.cat((to_channels(analysis), *(m.reshape(-1, 1, *x.shape[-2:]) for m in magnitudes)), dim=1)
-        seen = nn.functional.pixel_unshuffle(pad_to_multiple(seen, 2), 2)  # (batch · filter, channel, y, x)
-        frequencies = mean_frequency(dictionary.filters).reshape(-1, 1, 1).to(noise)
-        known = (
-            c.expand(*analysis.shape[:-2], 1, 1).reshape(-1, 1, 1, 1).expand(-1, 1, *seen.shape[-2:])
-            for c in (noise, frequencies)
+        image, low_pass, noise_std, low_pass_noise_std = known
+        noise = noise_std.reshape(-1, 1, 1, 1)
+        context = self.context(_with_constant(_halved(image, low_pass, image.abs()), noise))
+        wanted = self.wanted(_descriptions(dictionary.filters).to(noise))
+        matched = torch.einsum(
+            "bmfyx,kmf->bkmyx",
+            context.unflatten(1, (_N_MATCHED, _N_FEATURES)),
+            wanted.unflatten(1, (_N_MATCHED, _N_FEATURES)) / math.sqrt(_N_FEATURES),
         )
-        u = nn.functional.pixel_shuffle(self.network(torch.cat((seen, *known), dim=1), dictionary.n_filters), 2)
-        relative = nn.functional.softplus(u[..., : x.shape[-2], : x.shape[-1]].reshape(analysis.shape))
-        return 3 * noise * filter_norms(dictionary) * relative
+        analysis = torch.cat((dictionary.adjoint(image), low_pass.unsqueeze(-3)), dim=-3)
+        n_all = analysis.shape[-3]
+        seen = _with_constant(_halved(analysis, analysis.abs()), noise.repeat_interleave(n_all, dim=0))
+        u = nn.functional.pixel_shuffle(self.network(torch.cat((seen, matched.flatten(0, 1)), dim=1), n_all), 2)
+        relative = 3 * nn.functional.softplus(u[..., : image.shape[-2], : image.shape[-1]].reshape(analysis.shape))
+        of_codes, of_low_pass = relative[..., :-1, :, :], relative[..., -1, :, :]
+        return Maps(
+            noise_std[..., None, None, None] * filter_norms(dictionary) * of_codes,
+            low_pass_noise_std[..., None, None] * of_low_pass,
+        )
+
+
+_N_MATCHED, _N_FEATURES = 8, 12  # products for each filter, and channels that are summed in each
+
+
+def _halved(*images: torch.Tensor) -> torch.Tensor:
+    """Images as channels at half the resolution, ``(image, 4 · channel, y / 2, x / 2)``."""
+    channels = torch.cat([to_channels(image) for image in images], dim=1)
+    return nn.functional.pixel_unshuffle(pad_to_multiple(channels, 2), 2)
+
+
+def _with_constant(channels: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """One more channel, of one value for each image."""
+    return torch.cat((channels, value.expand(-1, 1, *channels.shape[-2:])), dim=1)
+
+
+def _descriptions(filters: torch.Tensor) -> torch.Tensor:
+    """What the network is told of each filter and, last, of the smooth part: ``(filter + 1, N_BANDS + 1)``."""
+    powers = band_powers(filters)
+    told = nn.functional.pad(powers, (0, 1, 0, 1))
+    told[-1, -1] = 1
+    return told
 
 
 class ScalarMaps(SparsityMaps):
@@ -163,10 +243,10 @@ class ScalarMaps(SparsityMaps):
             raise ValueError(f"level is {level}; expected a positive, finite number.")
         self.log_level = nn.Parameter(torch.tensor(math.log(level)))
 
-    def forward(self, x: torch.Tensor, dictionary: ConvolutionalDictionary, noise_std: torch.Tensor) -> torch.Tensor:
+    def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
         """Infer the maps, see `SparsityMaps.forward`."""
-        levels = self.log_level.exp() * noise_std.reshape(*noise_std.shape, 1, 1, 1) * filter_norms(dictionary)
-        return levels.expand(*x.shape[:-2], *dictionary.domain.shape)
+        levels = self.log_level.exp() * known.noise_std[..., None, None, None] * filter_norms(dictionary)
+        return Maps(levels.expand(*known.image.shape[:-2], *dictionary.domain.shape))
 
 
 def filter_norms(dictionary: ConvolutionalDictionary) -> torch.Tensor:
@@ -185,8 +265,11 @@ def filter_norms(dictionary: ConvolutionalDictionary) -> torch.Tensor:
     return torch.linalg.vector_norm(dictionary.filters, dim=(-2, -1)).reshape(-1, 1, 1)
 
 
-def mean_frequency(filters: torch.Tensor) -> torch.Tensor:
-    """Root mean square frequency of each filter, as a fraction of the largest along an axis.
+def band_powers(filters: torch.Tensor) -> torch.Tensor:
+    """How the power of each filter is spread over rings and directions of spatial frequency.
+
+    The rings are triangles of width 0.4 around 0.1, 0.3, … 1.1 of the largest frequency along an axis, the directions
+    cos⁴ around 0°, 45°, 90° and 135° from y. Neither size, position nor strength of a filter matters.
 
     Parameters
     ----------
@@ -196,20 +279,28 @@ def mean_frequency(filters: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        Real ``(filter,)``, from 0 to √2.
+        Real ``(filter, N_BANDS)``, ring by ring; shares of the power, zero for a filter that is zero.
 
     Examples
     --------
-    >>> mean_frequency(torch.tensor([[[1.0, -1.0]], [[1.0, 1.0]]])).round(decimals=2)
-    tensor([0.9300, 0.6800])
+    >>> along_x = torch.tensor([[[1.0, -1.0]]])
+    >>> band_powers(along_x).unflatten(1, (6, 4)).sum(dim=1).round(decimals=2)
+    tensor([[0.2300, 0.2500, 0.6700, 0.2500]])
     """
     sizes = [max(32, 2 * size) for size in filters.shape[-2:]]  # of a grid of frequencies that is fine enough for all
     power = torch.fft.fft2(filters.detach(), s=sizes).abs().square()
-    along_y, along_x = (
-        (2 * torch.fft.fftfreq(size, dtype=power.dtype, device=power.device)).square() for size in sizes
-    )
-    total = power.sum(dim=(-2, -1)).clamp_min(torch.finfo(power.dtype).tiny)
-    return ((power * (along_y[:, None] + along_x)).sum(dim=(-2, -1)) / total).sqrt()
+    along_y, along_x = (2 * torch.fft.fftfreq(size, dtype=power.dtype, device=power.device) for size in sizes)
+    radius = (along_y[:, None].square() + along_x.square()).sqrt()
+    angle = torch.atan2(along_x.expand_as(radius), along_y[:, None].expand_as(radius))
+    rings = torch.stack([(1 - (radius - centre).abs() / 0.2).clamp_min(0) for centre in _RINGS])
+    directions = torch.stack([(angle - math.pi * i / _N_DIRECTIONS).cos() ** 4 for i in range(_N_DIRECTIONS)])
+    directions[:, 0, 0] = 3 / 8  # no frequency has no direction, and so the mean of all
+    total = power.sum(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(power.dtype).tiny)
+    return torch.einsum("kyx,ryx,dyx->krd", power / total, rings, directions).flatten(1)
+
+
+_RINGS, _N_DIRECTIONS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.1), 4
+N_BANDS = len(_RINGS) * _N_DIRECTIONS
 
 
 def _published_threshold(u: torch.Tensor) -> torch.Tensor:

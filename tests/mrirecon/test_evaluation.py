@@ -47,7 +47,9 @@ DICTIONARY = "dct-4x3"
 
 def sparse_coding(*, dictionary: str | list[int] = DICTIONARY) -> ConvolutionalSparseCoding:
     filters = models._filters_of(dictionary)
-    return ConvolutionalSparseCoding(filters, ExchangingMaps(base=4, n_stages=1), n_iterations=2, n_stages=1)
+    return ConvolutionalSparseCoding(
+        filters, ExchangingMaps(base=4, n_stages=1, context_base=4, n_context_stages=1), n_iterations=2, n_stages=1
+    )
 
 
 def save(path: Path, kind: str, model: nn.Module) -> str:

@@ -10,13 +10,15 @@ from operators.fourier import Fourier
 from operators.linear_operator import LinearOperator
 from operators.priors.csc import ConvolutionalSparseCoding, published
 from operators.priors.sparsity import (
+    Estimate,
     ExchangingMaps,
     FilterMaps,
     ImageMaps,
+    Maps,
     ScalarMaps,
     SparsityMaps,
+    band_powers,
     filter_norms,
-    mean_frequency,
 )
 from operators.sensitivity import Sensitivity
 from operators.space import Space
@@ -26,14 +28,15 @@ NOISE = 0.6
 
 
 class GivenMaps(SparsityMaps):
-    """Λ as it is given, ``(*batch, filter, y, x)``."""
+    """Λ as it is given, ``(*batch, filter, y, x)`` and ``(*batch, y, x)``."""
 
-    def __init__(self, maps: torch.Tensor) -> None:
+    def __init__(self, maps: torch.Tensor, low_pass: torch.Tensor | None = None) -> None:
         super().__init__()
         self.values = torch.nn.Parameter(maps)
+        self.low_pass = low_pass
 
-    def forward(self, x: torch.Tensor, dictionary: ConvolutionalDictionary, noise_std: torch.Tensor) -> torch.Tensor:
-        return self.values.expand(*x.shape[:-2], *dictionary.domain.shape)
+    def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
+        return Maps(self.values.expand(*known.image.shape[:-2], *dictionary.domain.shape), self.low_pass)
 
 
 def seeded(maps: type[SparsityMaps], *arguments: int, **options: int) -> SparsityMaps:
@@ -202,7 +205,7 @@ def test_repeated_steps_give_the_gradient_of_the_kept_ones(n_iterations, n_stage
     A = cartesian((9, 8))
     y = scan_of(A, 2, generator=generator)
     options = {"n_iterations": n_iterations, "n_stages": n_stages}
-    maps = seeded(ExchangingMaps, base=4)
+    maps = seeded(ExchangingMaps, base=4, context_base=4)
     kept, repeated = (
         gradients(ConvolutionalSparseCoding(dct_filters(4, 5), maps, gradient=g, **options).double(), y, A)
         for g in ("iterations", "checkpointed")
@@ -217,10 +220,12 @@ def test_the_gradient_of_the_minimiser_is_that_of_many_steps(n_stages, shrinkage
     A = Fourier((7, 6))
     y = scan_of(A, 2, generator=generator)
     filters = random_filters(2, 3, seed=4)
+    maps = seeded(ExchangingMaps, base=4, context_base=4)
+    torch.nn.init.constant_(maps.network.head.bias, 1.0)  # high thresholds: few codes, and few steps until they settle
     models = [
         ConvolutionalSparseCoding(
             filters,
-            seeded(ExchangingMaps, base=4),
+            maps,
             n_iterations=300 * n_stages,
             n_stages=n_stages,
             gradient=g,
@@ -274,7 +279,7 @@ def test_one_cartesian_coil_stays_in_fourier_space(generator, monkeypatch):
 def test_an_operator_of_other_precision_does_not_change_that_of_the_image(generator):
     masks = torch.stack([point_mask(8, 9), point_mask(8, 9).flip(0)])
     A = Mask(masks, Fourier((8, 9)).codomain) @ Fourier((8, 9))
-    model = ConvolutionalSparseCoding(dct_filters(3, 3), seeded(ExchangingMaps, base=4))
+    model = ConvolutionalSparseCoding(dct_filters(3, 3), seeded(ExchangingMaps, base=4, context_base=4))
     assert model(scan_of(A, 3, 2, generator=generator).to(torch.complex64), A, NOISE).dtype == torch.complex64
 
 
@@ -282,21 +287,84 @@ def test_thresholds_follow_the_noise_and_the_filters(generator):
     A = cartesian()
     x = A.domain.randn(generator=generator, dtype=torch.float64)
     D = ConvolutionalDictionary(dct_filters(3, 5).double() * torch.tensor([1.0, 2.0, 3.0]).reshape(3, 1, 1), (20, 17))
-    maps = ScalarMaps(1.5).double()(x, D, torch.tensor(0.2, dtype=torch.float64))
+    noise = torch.tensor(0.2, dtype=torch.float64)
+    maps, low_pass = ScalarMaps(1.5).double()(Estimate(x, x, noise, noise), D)
+    assert low_pass is None
     expected = 0.3 * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64).reshape(3, 1, 1).expand(maps.shape)
     torch.testing.assert_close(maps, expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("maps", [ExchangingMaps])
+def test_twice_the_noise_is_twice_the_threshold_of_the_same_network(maps, generator):
+    A = cartesian()
+    x = A.domain.randn(2, generator=generator, dtype=torch.float64)
+    D = ConvolutionalDictionary(dct_filters(3, 5).double(), (20, 17))
+    network = seeded(maps, base=4, context_base=4).double()
+    for module in (network.context, network.network):
+        torch.nn.init.zeros_(module.head.weight)
+    noise = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    codes, low_pass = network(Estimate(x, x, noise, noise / 2), D)
+    assert codes.shape == (2, 3, 20, 17)
+    assert low_pass.shape == (2, 20, 17)
+    torch.testing.assert_close(2 * codes[0], codes[1])
+    torch.testing.assert_close(2 * low_pass[0], low_pass[1])
+    torch.testing.assert_close(2 * low_pass[..., ::2, ::2], codes[:, 0, ::2, ::2])  # filters of norm 1
+
+
+def test_the_smooth_part_is_shrunk_by_its_map_and_the_codes_explain_the_rest(generator):
+    A = cartesian()
+    y = scan_of(A, generator=generator)
+    threshold = torch.rand(20, 17, generator=generator, dtype=torch.float64)
+    codes = torch.rand(3, 1, 1, generator=generator, dtype=torch.float64)
+    filters = random_filters(3, 3, seed=1).double()
+    plain, shrunk = (
+        ConvolutionalSparseCoding(filters, GivenMaps(codes, low), n_iterations=400, n_stages=1).double()
+        for low in (None, threshold)
+    )
+    with torch.no_grad():
+        smooth, parts = plain.explain(y, A, NOISE).low_pass, shrunk.explain(y, A, NOISE)
+    scale = A.adjoint(y).abs().square().mean().sqrt()
+    expected = smooth * (1 - scale * threshold / smooth.abs()).clamp_min(0)
+    torch.testing.assert_close(parts.low_pass, expected)
+    assert bool((parts.low_pass == 0).any())
+    D = ConvolutionalDictionary(filters, (20, 17))
+    slope = D.adjoint(A.adjoint(A(D(parts.codes)) - (y - A(parts.low_pass))))
+    assert float((slope.abs() - parts.maps).max()) < 1e-3 * float(parts.maps.max())
+
+
+def test_the_noise_of_the_smooth_part_is_what_is_told_of_it(generator):
+    class Listening(GivenMaps):
+        def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
+            self.known = known
+            return super().forward(known, dictionary)
+
+    maps = Listening(torch.ones(2, 1, 1, dtype=torch.float64))
+    A = Fourier((64, 64))
+    y = 2**0.5 * NOISE * A.codomain.randn(20, generator=generator, dtype=torch.float64)
+    ConvolutionalSparseCoding(dct_filters(2, 3), maps, smoothness=3.0, n_stages=1).double()(y, A, NOISE)
+    for image, level in (
+        (maps.known.image, maps.known.noise_std),
+        (maps.known.low_pass, maps.known.low_pass_noise_std),
+    ):
+        measured = torch.view_as_real(image).square().mean(dim=(-3, -2, -1)).sqrt()
+        torch.testing.assert_close(measured.mean(), level.mean(), rtol=0.1, atol=0)
+
+
 @pytest.mark.parametrize("size", [3, 7, 41])
-def test_the_mean_frequency_is_that_of_a_fine_grid(size):
-    wave = torch.arange(size, dtype=torch.float64) - size // 2
-    filters = torch.stack([torch.cos(torch.pi * wave).expand(size, size), torch.ones(size, size)])
-    high, low = mean_frequency(filters)
-    spectrum = torch.fft.fft2(filters, s=(256, 256)).abs().square()
-    w = 2 * torch.fft.fftfreq(256, dtype=torch.float64)
-    expected = ((spectrum * (w[:, None] ** 2 + w**2)).sum(dim=(1, 2)) / spectrum.sum(dim=(1, 2))).sqrt()
-    torch.testing.assert_close(torch.stack([high, low]), expected, rtol=0.1, atol=0)
-    assert low < high
+def test_bands_tell_filters_apart_by_frequency_and_direction(size):
+    wave = torch.cos(torch.pi * (torch.arange(size, dtype=torch.float64) - size // 2))
+    even = torch.ones(size, size, dtype=torch.float64)
+    along_x, along_y, constant = band_powers(torch.stack([wave * even, wave[:, None] * even, 3 * even])).unflatten(
+        1, (6, 4)
+    )
+    assert int(along_x.sum(dim=1).argmax()) in (4, 5)
+    assert int(constant.sum(dim=1).argmax()) in (0, 1)
+    assert int(along_x.sum(dim=0).argmax()) == 2
+    torch.testing.assert_close(along_y[:, [2, 1, 0, 3]], along_x)
+    shifted = torch.nn.functional.pad(5 * wave * even, (2, 0, 0, 4))
+    torch.testing.assert_close(
+        band_powers(shifted[None, : size + 4]).unflatten(1, (6, 4))[0], along_x, rtol=0.05, atol=0.01
+    )
 
 
 @pytest.mark.parametrize(
