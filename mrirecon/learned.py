@@ -66,6 +66,11 @@ def method_named(name: str) -> Method:
     name
         One of `mrirecon.METHODS` or `mrirecon.method_names.LEARNED_METHODS`.
 
+    Returns
+    -------
+    Method
+        Its own, for one reconstruction or many.
+
     Raises
     ------
     InputError

@@ -117,16 +117,50 @@ def test_gradients_of_a_reconstruction_reach_every_parameter_and_the_data(case, 
 
 
 @over_reconstructions
-def test_a_reconstruction_is_finite_at_zero(case, imaging, generator):
+def test_a_reconstruction_of_nothing_is_nothing(case, imaging, generator):
     A = IMAGING_CASES[imaging]()
     model = reconstruction(case, A)
-    y = torch.zeros_like(data(A, 2, generator=generator)).requires_grad_()
-    for noise in (NOISE, 0.0):
-        image = model(y, A, noise)
-        image.abs().square().sum().backward()
-        assert bool(image.isfinite().all())
-        assert bool(y.grad.isfinite().all())
-        assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    y = data(A, 2, generator=generator)
+    y[0] = 0
+    for given, noise in product((y, torch.zeros_like(y)), (NOISE, 0.0)):
+        gives_zero_for_the_first(model, given, A, noise)
+
+
+@pytest.mark.parametrize("case", RECONSTRUCTOR_CASES)
+def test_a_reconstruction_of_nothing_measured_is_nothing(case, generator):
+    A = sense(coil_maps(2, SHAPE), torch.zeros(1, *SHAPE, dtype=torch.float64))
+    y = A.codomain.randn(2, generator=generator, dtype=torch.float64)
+    gives_zero_for_the_first(reconstruction(case, A), y, A, NOISE)
+
+
+def gives_zero_for_the_first(model: Reconstructor, y: torch.Tensor, A: LinearOperator, noise: float) -> None:
+    y = y.clone().requires_grad_()
+    model.zero_grad()
+    image = model(y, A, noise)
+    image.abs().square().sum().backward()
+    assert not bool(image[0].any())
+    assert bool(image.isfinite().all())
+    assert bool(y.grad.isfinite().all())
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize("case", RECONSTRUCTOR_CASES)
+def test_weights_and_data_of_different_precision_are_refused(case, generator):
+    A = IMAGING_CASES["coils"]()
+    y = data(A, 2, generator=generator)
+    model = reconstruction(case, A)
+    with pytest.raises(TypeError, match=r"float64 and the data are torch\.complex64"):
+        model(y.to(torch.complex64), A, NOISE)
+    with pytest.raises(TypeError, match=r"float32 and the data are torch\.complex128"):
+        model.float()(y, A, NOISE)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 2), (2, 1)])
+def test_noise_levels_that_do_not_fit_the_batch_are_refused(shape, generator):
+    A = IMAGING_CASES["coils"]()
+    model = reconstruction("image_u_net", A)
+    with pytest.raises(ValueError, match=r"noise_std has shape \(.*\) and the batch is \(2,\)"):
+        model(data(A, 2, generator=generator), A, torch.full(shape, NOISE))
 
 
 @pytest.mark.parametrize("case", RECONSTRUCTOR_CASES)

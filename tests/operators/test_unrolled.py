@@ -75,7 +75,7 @@ def test_a_loop_without_priors_finds_the_image(generator):
     A = IMAGING_CASES["coils"]()
     image = A.domain.randn(generator=generator, dtype=torch.float64)
     y = A(image)
-    found = Unrolled(Shift(0.0), ProximalStep(0.02, n_iterations=50), 60)(y, A, 0.1)
+    found = Unrolled(Shift(0.0), ProximalStep(0.02, n_iterations=50), 60).double()(y, A, 0.1)
     assert float((A(found.detach()) - y).norm()) < 1e-4 * float(y.norm())
 
 
