@@ -50,6 +50,7 @@ _MASK_DEFINITION = (
     "pixels, holes filled, largest piece; for blur, the rest of the image is set to 0"
 )
 _COLUMNS = [name + suffix for name in METRICS for suffix in ("", "_masked")]
+_OVERVIEW = ("ssim_masked", "mse_masked", "ssim", "mse", "blur_masked")
 
 
 def evaluate(
@@ -351,6 +352,8 @@ def _markdown(facts: Mapping[str, Any], summary: Sequence[Row]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines = [f"Command: `{facts['command']}`", "", f"Versions: {versions}; device: {facts['device']}", ""]
     lines += [f"- {name}: {definition}" for name, definition in facts["definitions"].items()]
+    for name in _OVERVIEW:
+        lines += ["", f"### {name}, mean over slices", "", *_overview(summary, name)]
     for condition in dict.fromkeys(row["condition"] for row in summary):
         group = [row for row in summary if row["condition"] == condition]
         where = "in" if group[0]["in_distribution"] else "out of"
@@ -360,6 +363,14 @@ def _markdown(facts: Mapping[str, Any], summary: Sequence[Row]) -> str:
             values = [f"{row[name]['mean']:.4g} ± {row[name]['sd']:.2g}" for name in (*_COLUMNS, "seconds")]
             lines.append(_table_line([row["method"], *values]))
     return "\n".join(lines) + "\n"
+
+
+def _overview(summary: Sequence[Row], metric: str) -> list[str]:
+    """One metric, a row for each method and a column for each condition."""
+    conditions, methods = (list(dict.fromkeys(row[key] for row in summary)) for key in ("condition", "method"))
+    means = {(row["method"], row["condition"]): row[metric]["mean"] for row in summary}
+    lines = [_table_line(["method", *conditions]), _table_line(["---"] * (len(conditions) + 1))]
+    return lines + [_table_line([m, *(f"{means[m, condition]:.4g}" for condition in conditions)]) for m in methods]
 
 
 def _table_line(cells: Sequence[str]) -> str:

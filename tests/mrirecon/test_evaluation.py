@@ -152,6 +152,9 @@ def test_the_summary_says_what_its_numbers_mean(config: EvaluationConfig, tmp_pa
     assert "uniform window 7×7" in text
     assert "### v = 0.5 (out of distribution, 3 slices, mean ± sd)" in text
     assert f"{values.mean():.4g} ± " in text
+    overview = text[text.index("### mse, mean over slices") : text.index("### blur_masked")]
+    assert "| method | v = 0.2 | v = 0.5 |" in overview
+    assert f"| TV | {summary[1]['mse']['mean']:.4g} | " in overview
     pictures = sorted(path.name for path in (tmp_path / "results").glob("*.png"))
     assert pictures == ["01-v-=-0.2.png", "02-v-=-0.5.png"]
 
