@@ -51,7 +51,7 @@ class Reconstructor(nn.Module, ABC):
         scaled, spread = self._scaled(y, A, noise_std)
         x0 = scaled[0]
         silent = (x0 == 0).flatten(x0.ndim - A.domain.n_dims).all(dim=-1).reshape(spread.shape)
-        if bool(silent.all()):  # A may be zero, for which there are no step sizes
+        if bool(silent.all()):
             return x0 + 0 * sum(p.sum() for p in self.parameters())  # so that a training step can be taken
         return torch.where(silent, x0, self._reconstruct(*scaled) * spread)
 
@@ -84,3 +84,20 @@ class Reconstructor(nn.Module, ABC):
         spread = scale.reshape(*scale.shape, *(1,) * n_dims)
         data_scale = scale.reshape(*scale.shape, *(1,) * A.codomain.n_dims)
         return (x0 / spread, y / data_scale, A, noise / scale), spread
+
+
+def norm_for_steps(A: LinearOperator) -> torch.Tensor:
+    """‖A‖, from which step sizes are made; 1 where nothing was measured, for which any step will do.
+
+    Parameters
+    ----------
+    A
+        The forward operator.
+
+    Returns
+    -------
+    torch.Tensor
+        Real, positive, of the shape of ``A.batch_shape``.
+    """
+    norm = A.norm()
+    return torch.where(norm > 0, norm, torch.ones_like(norm))

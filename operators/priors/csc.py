@@ -14,7 +14,7 @@ from operators.fields import smoothing_gain
 from operators.linear_operator import LinearOperator
 from operators.priors.sparsity import Estimate, FilterMaps, SparsityMaps
 from operators.proximal import complex_soft_threshold, separable_soft_threshold
-from operators.reconstructor import Reconstructor
+from operators.reconstructor import Reconstructor, norm_for_steps
 from operators.solvers import fixed_point
 from operators.space import Field
 
@@ -193,7 +193,7 @@ class ConvolutionalSparseCoding(Reconstructor):
         noise = noise_std.reshape((*noise_std.shape, *(1,) * (A.domain.n_dims - 2))).expand(slices)
         gram = _gram_of(A, D)
         smooth, smooth_noise = self._smooth(x0, noise)
-        step = (1 / (A.norm() * D.norm()).square()).to(x0.real)
+        step = (1 / (norm_for_steps(A) * D.norm()).square()).to(x0.real)
         step = step.reshape(*step.shape, *(1,) * (A.domain.n_dims + 1))  # one per operator in the batch
         codes, x = x0.new_zeros((*slices, *D.domain.shape)), x0
         for stage in range(self.n_stages):

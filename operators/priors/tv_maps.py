@@ -8,7 +8,7 @@ from operators.fields import to_channels
 from operators.linear_operator import LinearOperator
 from operators.priors.unet import UNet
 from operators.proximal import project_dual_ball
-from operators.reconstructor import Reconstructor
+from operators.reconstructor import Reconstructor, norm_for_steps
 from operators.solvers import pdhg
 
 
@@ -75,7 +75,7 @@ class TotalVariationMaps(Reconstructor):
             lambda x, _: x,
             x0=x0,
             gradient=lambda x: A.gram(x) - x0,
-            lipschitz=A.norm().square(),
+            lipschitz=norm_for_steps(A).square(),
             n_iterations=self.n_iterations,
         ).value
 

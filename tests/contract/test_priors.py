@@ -128,9 +128,11 @@ def test_a_reconstruction_of_nothing_is_nothing(case, imaging, generator):
 
 @pytest.mark.parametrize("case", RECONSTRUCTOR_CASES)
 def test_a_reconstruction_of_nothing_measured_is_nothing(case, generator):
-    A = sense(coil_maps(2, SHAPE), torch.zeros(1, *SHAPE, dtype=torch.float64))
-    y = A.codomain.randn(2, generator=generator, dtype=torch.float64)
-    gives_zero_for_the_first(reconstruction(case, A), y, A, NOISE)
+    nothing, everything = torch.zeros(1, *SHAPE, dtype=torch.float64), torch.ones(1, *SHAPE, dtype=torch.float64)
+    for mask in (nothing, torch.stack((nothing, everything))):
+        A = sense(coil_maps(2, SHAPE), mask)
+        y = A.codomain.randn(2, generator=generator, dtype=torch.float64)
+        gives_zero_for_the_first(reconstruction(case, A), y, A, NOISE)
 
 
 def gives_zero_for_the_first(model: Reconstructor, y: torch.Tensor, A: LinearOperator, noise: float) -> None:
