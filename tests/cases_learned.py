@@ -16,6 +16,7 @@ from operators.fourier import Fourier
 from operators.linear_operator import LinearOperator
 from operators.nufft import NonUniformFourier
 from operators.priors.csc import ConvolutionalSparseCoding
+from operators.priors.deepgsr import GroupSparsePrior, Shrinkage
 from operators.priors.denoiser import ConvolutionalDenoiser, UNetDenoiser
 from operators.priors.networks import ImageUNet, modl, varnet
 from operators.priors.prior import Prior
@@ -85,9 +86,30 @@ def n_channels_of(A: LinearOperator) -> int:
     return 2 if A.domain.field == "complex" else 1
 
 
+def _group_sparse(n_channels: int, shrinkage: Shrinkage) -> GroupSparsePrior:
+    """With a group branch that is no longer zero, as after a step of training."""
+    prior = GroupSparsePrior(
+        n_channels=n_channels,
+        shrinkage=shrinkage,
+        n_blocks=2,
+        width=3,
+        n_token_channels=6,
+        n_members=4,
+        rank=2,
+        n_hidden=5,
+    )
+    for name, p in prior.named_parameters():
+        if name.endswith(".back"):
+            torch.nn.init.normal_(p, std=0.2)
+    return prior
+
+
 PRIOR_CASES: dict[str, Callable[[int], Prior]] = {
     "convolutions": lambda c: ConvolutionalDenoiser(n_channels=c, n_layers=3, width=4),
     "u_net": lambda c: UNetDenoiser(n_channels=c, base=3, n_stages=3),
+    "groups_prompt": lambda c: _group_sparse(c, "prompt"),
+    "groups_lowrank": lambda c: _group_sparse(c, "lowrank"),
+    "groups_svd": lambda c: _group_sparse(c, "svd"),
 }
 """Name → prior for a number of channels."""
 

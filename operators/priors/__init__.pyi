@@ -1,6 +1,8 @@
 from .csc import ConvolutionalSparseCoding as ConvolutionalSparseCoding
 from .csc import SparseCoding as SparseCoding
 from .csc import published as published
+from .deepgsr import GroupSparsePrior as GroupSparsePrior
+from .deepgsr import Matches as Matches
 from .denoiser import ConvolutionalDenoiser as ConvolutionalDenoiser
 from .denoiser import UNetDenoiser as UNetDenoiser
 from .networks import ImageUNet as ImageUNet

@@ -285,7 +285,7 @@ def band_powers(filters: torch.Tensor) -> torch.Tensor:
     --------
     >>> along_x = torch.tensor([[[1.0, -1.0]]])
     >>> band_powers(along_x).unflatten(1, (6, 4)).sum(dim=1).round(decimals=2)
-    tensor([[0.2300, 0.2500, 0.6700, 0.2500]])
+    tensor([[0.1600, 0.3600, 0.4600, 0.3600]])
     """
     sizes = [max(32, 2 * size) for size in filters.shape[-2:]]  # of a grid of frequencies that is fine enough for all
     power = torch.fft.fft2(filters.detach(), s=sizes).abs().square()
