@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mrirecon.method_names import CLASSICAL_METHODS, DEFAULT_METHOD, LEARNED_METHODS, check_method_name
+from mrirecon.method_names import DEFAULT_METHOD, METHOD_NAMES
 from operators.command_line import (
     AsJson,
+    ConfigFile,
     Device,
     FileFormat,
     Format,
@@ -19,8 +20,12 @@ from operators.command_line import (
     Output,
     Overwrite,
     Preview,
+    ResultsFolder,
+    SaveMaps,
     SkipExisting,
     Strength,
+    TrainingFolder,
+    Weights,
     accepting,
     check_outputs,
     command_line,
@@ -171,25 +176,18 @@ def inspect(
     print_description(file.name, description)
 
 
-_METHODS_IN_WORDS = f"{', '.join(CLASSICAL_METHODS)}; with trained weights {', '.join(LEARNED_METHODS)}."
-
-
 @app.command()
 @accepting(_read_options)
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     output: Output,
-    method: Annotated[str | None, typer.Option(help=_METHODS_IN_WORDS, show_default=DEFAULT_METHOD)] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Weights of your own to reconstruct with, instead of a method: a file of train.")
-    ] = None,
+    method: Annotated[str | None, typer.Option(help=str(METHOD_NAMES), show_default=DEFAULT_METHOD)] = None,
+    weights: Weights = None,
     dictionary: Annotated[
         str | None,
         typer.Option(help="Other filters for sparse coding: a file, or a name such as learned-64x11 or dct-32x9."),
     ] = None,
-    save_maps: Annotated[
-        Path | None, typer.Option(help="Write sparsity maps, codes and what each filter adds to this directory.")
-    ] = None,
+    save_maps: SaveMaps = None,
     regularisation: Strength = None,
     n_iterations: Iterations = None,
     coil_maps: Annotated[CoilMaps, typer.Option(help="How coil sensitivities are estimated.")] = CoilMaps.espirit,
@@ -337,8 +335,8 @@ def demo(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the training; one begun there goes on.")],
+    config: ConfigFile,
+    output: TrainingFolder,
     device: Device = "cpu",
 ) -> None:
     """Train a reconstruction from images; a training that was stopped goes on where it was."""
@@ -353,8 +351,8 @@ def train(
 
 @app.command()
 def evaluate(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; what is there is kept.")],
+    config: ConfigFile,
+    output: ResultsFolder,
     device: Device = "cpu",
 ) -> None:
     """Compare methods on simulated scans: metrics for each slice, a summary and pictures."""
@@ -385,7 +383,8 @@ def learn_dictionary(
     overwrite: Overwrite = False,
 ) -> None:
     """Learn the filters of convolutional sparse coding from images, for reconstruct --dictionary."""
-    from mrirecon.dictionaries import learn_from_files, write_dictionary, write_mosaic
+    from mrirecon.dictionaries import learn_from_files
+    from operators.dictionaries import write_dictionary, write_mosaic
     from operators.errors import InputError
     from operators.io.files import check_writable
 
@@ -440,20 +439,10 @@ def _learned_method(
     method: str | None, weights: str | None, dictionary: str | None, *, keep_codes: bool
 ) -> "LearnedMethod | None":
     """Trained weights with the options that belong to them; ``None`` for a classical method, which has none."""
-    from operators.errors import InputError
-
-    if method is not None and weights is not None:
-        raise InputError("--method and --weights both say what to reconstruct with; leave one of them out.")
-    name = weights or method or DEFAULT_METHOD
-    if weights is None:
-        check_method_name(name)
-        if name in CLASSICAL_METHODS:
-            if dictionary or keep_codes:
-                raise InputError(
-                    f"--dictionary and --save-maps belong to convolutional sparse coding, and the method is {name}; "
-                    "choose --method csc, or weights of your own with --weights."
-                )
-            return None
+    with_codes = keep_codes or dictionary is not None
+    name = METHOD_NAMES.weights_of(method, weights, DEFAULT_METHOD, with_codes=with_codes)
+    if name is None:
+        return None
     from mrirecon.learned import load_method
 
     return load_method(name, dictionary=dictionary, keep_codes=keep_codes)

@@ -1,7 +1,6 @@
 """Images of people become low-field scans: slices from files, a smooth phase, and samples with noise."""
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mrirecon.simulation import resample
 from operators.elementary import Mask, Pad, centred_window
 from operators.errors import InputError
 from operators.fourier import Fourier
+from operators.image_sources import ImageSource, chosen_sources, data_folder
 from operators.io.numpy_files import open_npz
 from operators.linear_operator import LinearOperator
 from operators.sensitivity import Sensitivity
@@ -35,8 +35,8 @@ _COARSE = 32  # pixels across, on which a smooth phase is computed before it is 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A file of images of one person.
+class Source(ImageSource):
+    """A file of images of one person; see also `operators.image_sources.ImageSource`.
 
     Parameters
     ----------
@@ -44,10 +44,6 @@ class Source:
         ``"nifti"``; ``"npz"``, a real or complex array (slice, y, x) of square pixels that stands upright;
         ``"bytes"``, unsigned bytes of cubic voxels, x fastest, compressed with gzip or not; or ``"kspace"``, any fully
         sampled raw file that `mrirecon.io.read` knows, such as fastMRI's and M4Raw's, whose complex image is taken.
-    path
-        The file, relative to the folder of the data.
-    patient
-        Name of the person, by which data are split.
     contrast
         Name of the weighting.
     key
@@ -58,10 +54,6 @@ class Source:
         Where x, y and z point, such as ``"RAS"`` for right, anterior, superior; for ``"bytes"``.
     plane
         Which slices are taken, for ``"nifti"`` and ``"bytes"``; axial by default.
-    slices
-        Take slices from the first of these numbers up to, but without, the second; all by default.
-    every
-        Take every so many-th of them.
     kept_fraction
         How far k-space was measured, as a fraction of the largest frequency of the image; what lies beyond was filled
         by the scanner. Images are used at matrices only that need none of it.
@@ -73,15 +65,11 @@ class Source:
     """
 
     kind: Literal["nifti", "npz", "bytes", "kspace"]
-    path: str
-    patient: str
     contrast: str
     key: str | None = None
     shape: tuple[int, int, int] | None = None
     orientation: str | None = None
     plane: Literal["axial", "coronal", "sagittal"] | None = None
-    slices: tuple[int, int] | None = None
-    every: int = 1
     kept_fraction: float = 1.0
 
     def __post_init__(self) -> None:
@@ -91,12 +79,10 @@ class Source:
                 raise InputError(f"{self.path}: {name} means nothing for a source of kind {self.kind!r}; leave it out.")
             if own and not given and name != "plane":
                 raise InputError(f"{self.path}: a source of kind {self.kind!r} needs {name}.")
-        if self.slices is not None and not 0 <= self.slices[0] < self.slices[1]:
-            raise InputError(f"{self.path}: slices is {self.slices}; expected the first one and one past the last.")
-        if self.every < 1 or not 0 < self.kept_fraction <= 1:
+        ImageSource.__post_init__(self)
+        if not 0 < self.kept_fraction <= 1:
             raise InputError(
-                f"{self.path}: every is {self.every} and kept_fraction {self.kept_fraction}; expected a whole number "
-                "from 1 on, and a fraction above 0 and not above 1."
+                f"{self.path}: kept_fraction is {self.kept_fraction}; expected a fraction above 0 and not above 1."
             )
 
 
@@ -258,25 +244,6 @@ def scan(images: Sequence[torch.Tensor], scenarios: Scenarios, generator: torch.
     return batch._replace(y=clean + level * noise * mask, noise_std=noise_std)
 
 
-def spread(slices: Sequence[Slice], n: int) -> list[Slice]:
-    """Choose slices at equal distances; where there are fewer than wanted, all of them come again and again.
-
-    Parameters
-    ----------
-    slices
-        What to choose from.
-    n
-        How many are wanted.
-
-    Returns
-    -------
-    list of Slice
-        ``n`` of them.
-    """
-    n_slices = len(slices)
-    return [slices[i * n_slices // n if n <= n_slices else i % n_slices] for i in range(n)]
-
-
 def operator_of(batch: Batch) -> LinearOperator:
     """The forward operator of a batch, as `mrirecon.reconstruction.operator_for` makes it of a scan.
 
@@ -331,14 +298,8 @@ def load_slices(
         If there is no folder, nothing was chosen, or a file is missing, damaged, empty, not what the source says, or
         not fine enough for the matrix.
     """
-    root = _data_folder(folder)
-    chosen = [
-        source
-        for source in sources
-        if (patients is None or source.patient in patients) and (contrasts is None or source.contrast in contrasts)
-    ]
-    if not chosen:
-        raise InputError(f"No source shows {_words(patients, 'a person')} in {_words(contrasts, 'any contrast')}.")
+    root = data_folder(folder)
+    chosen = chosen_sources(sources, patient=patients, contrast=contrasts)
     slices: list[Slice] = []
     for n_done, source in enumerate(chosen, start=1):
         slices += _slices_of(source, root / source.path, matrix)
@@ -360,18 +321,16 @@ def _slices_of(source: Source, path: Path, matrix: int) -> list[Slice]:
         raise InputError(f"There is no file {path}; check the path of the source and the folder of the data.")
     read = {"nifti": _read_nifti, "npz": _read_npz, "bytes": _read_bytes, "kspace": _read_kspace}[source.kind]
     stack = read(source, path)
-    first, end = source.slices or (0, len(stack.images))
-    if end > len(stack.images):
-        raise InputError(f"{path} has {len(stack.images)} slices; slices {first} to {end} are asked for.")
-    images = _resampled(stack._replace(images=stack.images[first : end : source.every]), source, path, matrix)
+    numbers = source.numbers(len(stack.images))
+    images = _resampled(stack._replace(images=stack.images[numbers]), source, path, matrix)
     full_scale = float(np.percentile(images.abs().numpy(), _FULL_SCALE_PERCENTILE))
     if not full_scale > 0:
         raise InputError(f"{path} shows nothing: its {_FULL_SCALE_PERCENTILE}th percentile is {full_scale}.")
     images = images / full_scale
     is_bright = (images.abs() > _DARK).float().mean(dim=(-2, -1)) >= _LEAST_BRIGHT
     return [
-        Slice(image, source.patient, source.contrast, first + number * source.every)
-        for number, (image, bright) in enumerate(zip(images, is_bright.tolist(), strict=True))
+        Slice(image, source.patient, source.contrast, number)
+        for number, image, bright in zip(numbers, images, is_bright.tolist(), strict=True)
         if bright
     ]
 
@@ -471,18 +430,6 @@ def _direction(letter: str) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _data_folder(folder: Path | str | None) -> Path:
-    named = folder if folder is not None else os.environ.get("MRCTRECON_DATA")
-    if named is None:
-        raise InputError("No folder of data is known; set folder in the configuration, or MRCTRECON_DATA.")
-    path = Path(named)
-    if not path.is_dir():
-        raise InputError(
-            f"The folder of data {path} does not exist; correct it in the configuration or MRCTRECON_DATA."
-        )
-    return path
-
-
 def _with_phase(image: torch.Tensor, phase_rad: tuple[float, float], generator: torch.Generator) -> torch.Tensor:
     amplitude = float(_uniform(phase_rad, 1, generator))
     constant = float(_uniform((-torch.pi, torch.pi), 1, generator))
@@ -509,7 +456,3 @@ def _mask(shape: tuple[int, ...], scenarios: Scenarios, generator: torch.Generat
 def _uniform(limits: tuple[float, float], n: int, generator: torch.Generator) -> torch.Tensor:
     low, high = limits
     return low + (high - low) * torch.rand(n, generator=generator)
-
-
-def _words(names: Collection[str] | None, nothing: str) -> str:
-    return ", ".join(names) if names is not None else nothing

@@ -1,19 +1,13 @@
 """The models that can be trained, by name: what a configuration and a checkpoint call ``kind``."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args, get_origin
-
 import torch
 
 from mrirecon.dictionaries import load_dictionary
-from operators.checkpoint import Checkpoint
-from operators.errors import InputError
+from operators.model_building import Models, filters_of
 from operators.priors.csc import ConvolutionalSparseCoding, GradientOf, published
 from operators.priors.networks import ImageUNet, VariationalNetwork, modl, varnet
 from operators.priors.sparsity import ExchangingMaps, ImageMaps, ScalarMaps
 from operators.priors.tv_maps import TotalVariationMaps
-from operators.reconstructor import Reconstructor
 from operators.unrolled import Unrolled
 
 _DICTIONARY = "learned-32x9"
@@ -95,112 +89,30 @@ def _csc(
     )
 
 
-MODELS: dict[str, Callable[..., Reconstructor]] = {
-    "unet": _unet,
-    "modl": _modl,
-    "varnet": _varnet,
-    "tv-maps": _tv_maps,
-    "csc-scalar": _csc_scalar,
-    "csc-v1": _csc_v1,
-    "csc-published": _csc_published,
-    "csc": _csc,
-}
+MODELS = Models(
+    {
+        "unet": _unet,
+        "modl": _modl,
+        "varnet": _varnet,
+        "tv-maps": _tv_maps,
+        "csc-scalar": _csc_scalar,
+        "csc-v1": _csc_v1,
+        "csc-published": _csc_published,
+        "csc": _csc,
+    }
+)
 """Name → function that builds the model, for complex images, from keyword arguments that JSON can hold.
 
 ``unet``, ``modl``, ``varnet`` and ``tv-maps`` take the arguments of `operators.priors.networks.ImageUNet`, `modl`,
 `varnet` and `operators.priors.tv_maps.TotalVariationMaps`. The others are
-`operators.priors.csc.ConvolutionalSparseCoding` and take a ``dictionary``, as `filters_of` does; their maps are
-`operators.priors.sparsity.ScalarMaps`, `ImageMaps`, `FilterMaps` and `ExchangingMaps`, with ``n_map_stages`` of the
-network.
+`operators.priors.csc.ConvolutionalSparseCoding` and take a ``dictionary``, as `operators.model_building.filters_of`
+does; their maps are `operators.priors.sparsity.ScalarMaps`, `ImageMaps`, `FilterMaps` and `ExchangingMaps`, with
+``n_map_stages`` of the network.
 """
 
-
-def build_model(kind: str, arguments: Mapping[str, Any]) -> Reconstructor:
-    """Build a model with the weights it starts from.
-
-    Parameters
-    ----------
-    kind
-        A name in `MODELS`.
-    arguments
-        Arguments of the function there.
-
-    Returns
-    -------
-    Reconstructor
-        The model, in training mode.
-
-    Raises
-    ------
-    InputError
-        If the kind is unknown, or the arguments are not those that it takes.
-    """
-    if kind not in MODELS:
-        raise InputError(f"The model {kind!r} is unknown; choose one of {', '.join(MODELS)}.")
-    try:
-        _check_arguments(MODELS[kind], arguments)
-        return MODELS[kind](**arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The model {kind!r} cannot be built with {dict(arguments)}: {error}") from error
-
-
-def model_of(checkpoint: Checkpoint) -> Reconstructor:
-    """Build the model of a checkpoint with its weights; filters are part of these, and no other file is read.
-
-    Parameters
-    ----------
-    checkpoint
-        The weights.
-
-    Returns
-    -------
-    Reconstructor
-        The model, in evaluation mode.
-
-    Raises
-    ------
-    InputError
-        If the kind is unknown, or its arguments or the weights do not fit.
-    """
-    arguments = dict(checkpoint.config)
-    if "filters" in checkpoint.state:
-        arguments["dictionary"] = list(checkpoint.state["filters"].shape)
-    model = build_model(checkpoint.kind, arguments)
-    checkpoint.load_into(model)
-    return model.eval()
+build_model = MODELS.build
+model_of = MODELS.restore
 
 
 def _filters_of(dictionary: str | list[int]) -> torch.Tensor:
-    """Filters by name or from a file; or zeros of a shape, whose place weights will take."""
-    if isinstance(dictionary, str):
-        return load_dictionary(dictionary).filters
-    return torch.zeros(dictionary)
-
-
-def _check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    known = inspect.signature(function).parameters
-    for name, value in arguments.items():
-        if name not in known:
-            raise TypeError(f"{name} is unknown; known are {', '.join(known)}")
-        kind = known[name].annotation
-        if not _is_a(kind, value):
-            expected = _WORDS.get(kind) or f"one of {', '.join(get_args(kind))}"
-            raise TypeError(f"{name} is {value!r}, which is not {expected}")
-    for name, parameter in known.items():
-        if parameter.default is parameter.empty and name not in arguments:
-            raise TypeError(f"{name} is missing")
-
-
-def _is_a(kind: Any, value: Any) -> bool:
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if kind is float:
-        return type(value) in (int, float)
-    if kind is int:
-        return type(value) is int
-    if kind == str | list[int]:
-        return isinstance(value, str) or (isinstance(value, list) and all(type(n) is int for n in value))
-    return isinstance(value, get_origin(kind) or kind)
-
-
-_WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str | list[int]: "the name of a dictionary"}
+    return filters_of(dictionary, load_dictionary)

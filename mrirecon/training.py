@@ -1,26 +1,22 @@
 """Training of a reconstruction from a configuration, to a checkpoint that says what it is."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import nn
 
 from mrirecon.config import TrainingConfig
-from mrirecon.datasets import Batch, Sampler, Slice, load_slices, operator_of, scan, spread
-from mrirecon.dictionaries import DrawnDictionaries
-from mrirecon.models import build_model
-from operators.checkpoint import Checkpoint, Metric, as_json, save_checkpoint
+from mrirecon.datasets import Batch, Sampler, Slice, load_slices, operator_of, scan
+from mrirecon.models import MODELS
 from operators.errors import InputError
 from operators.fields import root_mean_square
 from operators.functionals import psnr_slice, ssim_uniform_7x7
-from operators.learning import FitResult, fit
+from operators.image_sources import spread
 from operators.linear_operator import LinearOperator
 from operators.priors.csc import ConvolutionalSparseCoding
 from operators.priors.sparsity import ImageMaps
+from operators.training import starting_model, train_to_checkpoint
 
 Progress = Callable[[int, int], None]
 
@@ -64,9 +60,7 @@ def train(
         drawn for a model that has none or knows its filters by their place.
     """
     data, plan, dictionaries = config.data, config.training, config.dictionaries
-    with torch.random.fork_rng([]):
-        torch.default_generator.manual_seed(plan.seed)  # the weights at the start are part of the training
-        model = build_model(config.model.kind, config.model.arguments)
+    model = starting_model(MODELS, config)
     if dictionaries is not None:
         _exchangeable(model)
     slices, held_out = (
@@ -78,21 +72,19 @@ def train(
         batch = sampler(index, generator)  # first, so that the scans are the same with and without dictionaries
         return batch, None if dictionaries is None else dictionaries.draw(generator)
 
-    result = fit(
+    return train_to_checkpoint(
         model,
         lambda trained, drawn: loss_of(trained, *drawn),
         sample,
-        plan,
+        lambda trained: validate(trained, batches),
+        config,
         folder,
-        validate=lambda trained: validate(trained, batches),
-        config=_identity(config),
-        progress=progress,
+        data=_data_of(config),
+        definitions=_DEFINITIONS,
+        trained_ranges=_ranges_of(config),
         device=device,
+        progress=progress,
     )
-    path = Path(folder) / f"{config.name}.pt"
-    if not distributed.is_initialized() or distributed.get_rank() == 0:
-        save_checkpoint(path, _checkpoint(config, result), overwrite=True)
-    return path
 
 
 def loss_of(model: nn.Module, batch: Batch, filters: torch.Tensor | None = None) -> torch.Tensor:
@@ -136,7 +128,7 @@ def validation_batches(slices: Sequence[Slice], config: TrainingConfig) -> list[
     Returns
     -------
     list of Batch
-        Of slices that `mrirecon.datasets.spread` chooses, each with noise of its own.
+        Of slices that `operators.image_sources.spread` chooses, each with noise of its own.
     """
     n, size = config.training.n_validation_cases, config.training.batch_size
     scans = [
@@ -196,15 +188,6 @@ def _relative_error(estimate: torch.Tensor, batch: Batch, A: LinearOperator) -> 
     return (estimate - batch.target).abs().square().mean(dim=(-2, -1)) / (2 * scale.square())
 
 
-def _identity(config: TrainingConfig) -> dict[str, Any]:
-    """What defines the training beside its plan; where the data lie does not."""
-    described = asdict(config)
-    del described["training"], described["data"]["folder"]
-    if config.dictionaries is None:
-        del described["dictionaries"]
-    return as_json("configuration", described)
-
-
 def _data_of(config: TrainingConfig) -> str:
     """What the weights have seen, in words."""
     drawn = config.dictionaries
@@ -217,33 +200,13 @@ def _data_of(config: TrainingConfig) -> str:
     )
 
 
-def _ranges_of(drawn: DrawnDictionaries | None) -> dict[str, tuple[float, float]]:
-    return {} if drawn is None else {"n_filters": drawn.n, "filter_size": drawn.size}
-
-
-def _checkpoint(config: TrainingConfig, result: FitResult) -> Checkpoint:
-    name, scenario = config.training.metric, config.scenario
-    matrix = float(config.data.matrix)
-    return Checkpoint(
-        state=result.state,
-        kind=config.model.kind,
-        config=dict(config.model.arguments),
-        data=_data_of(config),
-        licence=config.data.licence,
-        seed=config.training.seed,
-        n_steps=result.step,
-        metric=Metric(
-            name,
-            f"{_DEFINITIONS[name]}; {config.training.n_validation_cases} scans of people held out",
-            result.metrics[name],
-        ),
-        version=version("mrctrecon"),
-        trained_ranges={
-            "noise_variance": scenario.noise_variance,
-            "box": scenario.box,
-            "acceleration": (scenario.acceleration, scenario.acceleration),
-            "n_coils": (scenario.n_coils, scenario.n_coils),
-            "matrix": (matrix, matrix),
-            **_ranges_of(config.dictionaries),
-        },
-    )
+def _ranges_of(config: TrainingConfig) -> dict[str, tuple[float, float]]:
+    scenario, drawn, matrix = config.scenario, config.dictionaries, float(config.data.matrix)
+    return {
+        "noise_variance": scenario.noise_variance,
+        "box": scenario.box,
+        "acceleration": (scenario.acceleration, scenario.acceleration),
+        "n_coils": (scenario.n_coils, scenario.n_coils),
+        "matrix": (matrix, matrix),
+        **({} if drawn is None else {"n_filters": drawn.n, "filter_size": drawn.size}),
+    }

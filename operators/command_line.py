@@ -42,6 +42,17 @@ Preview = Annotated[bool, typer.Option("--preview", help="Also write a PNG besid
 Identifiers = Annotated[bool, typer.Option("--identifiers", help="Carry the person's identifiers to DICOM.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
 SkipExisting = Annotated[bool, typer.Option("--skip-existing", help="Go on where an earlier call stopped.")]
+Weights = Annotated[
+    str | None, typer.Option(help="Weights of your own to reconstruct with, instead of a method: a file of train.")
+]
+SaveMaps = Annotated[
+    Path | None, typer.Option(help="Write sparsity maps, codes and what each filter adds to this directory.")
+]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml")]
+TrainingFolder = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder of the training; one begun there goes on.")
+]
+ResultsFolder = Annotated[Path, typer.Option("--output", "-o", help="Folder of the results; what is there is kept.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _SUFFIX = {Format.nifti: ".nii.gz", Format.dicom: "", Format.npy: ".npy"}

@@ -30,7 +30,6 @@ SHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
     "csc-dictionaries": ("csc", SMALL["csc"]),
     "csc-v1": ("csc-v1", {"dictionary": "dct-4x5", "base": 2, "n_map_stages": 2, "n_iterations": 3}),
     "csc-scalar": ("csc-scalar", {"dictionary": "dct-4x5", "n_iterations": 3}),
-    "csc-published": ("csc-published", {"dictionary": "dct-4x5"}),
     "unet": ("unet", SMALL["unet"]),
     "modl": ("modl", {"n_iterations": 2, "n_layers": 2, "width": 2}),
     "varnet": ("varnet", {"n_cascades": 1, "base": 2, "n_stages": 2}),
