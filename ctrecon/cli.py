@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ctrecon.method_names import DEFAULT_METHOD, METHOD_NAMES
 from operators.command_line import (
     AsJson,
+    ConfigFile,
     Device,
     FileFormat,
     Format,
@@ -18,8 +20,12 @@ from operators.command_line import (
     Output,
     Overwrite,
     Preview,
+    ResultsFolder,
+    SaveMaps,
     SkipExisting,
     Strength,
+    TrainingFolder,
+    Weights,
     accepting,
     check_outputs,
     command_line,
@@ -39,6 +45,7 @@ from operators.command_line import (
 
 if TYPE_CHECKING:
     from ctrecon.io.options import ReadOptions
+    from ctrecon.learned import LearnedMethod
     from ctrecon.reconstruction import Reconstruction
     from ctrecon.sinogram import Sinogram
     from ctrecon.windows import Window
@@ -167,7 +174,12 @@ def inspect(
 def reconstruct(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     output: Output,
-    method: Annotated[str, typer.Option(help="fbp, sirt, os-sart, cgls, tv or wavelet.")] = "tv",
+    method: Annotated[str | None, typer.Option(help=str(METHOD_NAMES), show_default=DEFAULT_METHOD)] = None,
+    weights: Weights = None,
+    dictionary: Annotated[
+        str | None, typer.Option(help="Other filters for sparse coding: a file, or a name such as gabor-32x9.")
+    ] = None,
+    save_maps: SaveMaps = None,
     regularisation: Strength = None,
     n_iterations: Iterations = None,
     filter_name: FilterOption = Filter.ramp,
@@ -192,17 +204,24 @@ def reconstruct(
     from ctrecon.io import read
     from ctrecon.reconstruction import reconstruct as compute
     from ctrecon.windows import chosen_window
+    from operators.errors import InputError
+    from operators.io.files import check_writable
 
+    if save_maps is not None and len(files) > 1:
+        raise InputError(f"--save-maps takes the maps of one scan, but there are {len(files)}; reconstruct one.")
     chosen = file_format or format_told_by(output, several=len(files) > 1)
     seen = None if window is None else chosen_window(window)
+    learned = _learned_method(method, weights, dictionary, keep_codes=save_maps is not None)
 
     def work(file: Path, target: Path) -> None:
         check_outputs(target, chosen, preview=preview, overwrite=overwrite)
+        if save_maps is not None:
+            check_writable(save_maps, overwrite=overwrite)
         sinogram = read(file, options)
         with progress(file.name) as report:
             result = compute(
                 sinogram,
-                method,
+                learned() if learned else method or DEFAULT_METHOD,
                 regularisation=regularisation,
                 n_iterations=n_iterations,
                 filter=filter_name.value,
@@ -214,6 +233,10 @@ def reconstruct(
         _write(result, target, chosen, patient=patient, wide_range=wide_range, overwrite=overwrite)
         if preview:
             _write_preview(result, preview_path(target), seen or _usual_window(sinogram), overwrite=overwrite)
+        if learned is not None and save_maps is not None:
+            from ctrecon.learned import write_codes
+
+            write_codes(save_maps, learned, result, overwrite=overwrite)
 
     for_each(files, output_paths(files, output, chosen), work, skip_existing=skip_existing)
 
@@ -336,6 +359,39 @@ def demo(
     out.print("  ctrecon reconstruct YOUR_FILE -o image.nii.gz --preview")
 
 
+@app.command()
+def train(
+    config: ConfigFile,
+    output: TrainingFolder,
+    device: Device = "cpu",
+) -> None:
+    """Train a reconstruction from images; a training that was stopped goes on where it was."""
+    from ctrecon.config import TrainingConfig, read_config
+    from ctrecon.training import train as run_training
+
+    settings = read_config(config, TrainingConfig)
+    with progress(settings.name) as report:
+        path = run_training(settings, output, device=device, progress=report)
+    log.print(f"Wrote {path}; the log and a picture of the loss are beside it.", soft_wrap=True)
+
+
+@app.command()
+def evaluate(
+    config: ConfigFile,
+    output: ResultsFolder,
+    device: Device = "cpu",
+) -> None:
+    """Compare methods on simulated scans: metrics for each slice, a summary and pictures."""
+    from ctrecon.config import EvaluationConfig, read_config
+    from ctrecon.evaluation import evaluate as run_evaluation
+
+    settings = read_config(config, EvaluationConfig)
+    command = f"ctrecon evaluate {config} -o {output} --device {device}"
+    with progress("evaluate") as report:
+        run_evaluation(settings, output, device=device, command=command, progress=report)
+    log.print(f"Wrote {output / 'summary.md'}, metrics.csv and pictures.", soft_wrap=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; the entry point of ``ctrecon``.
 
@@ -345,6 +401,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Words after the program's name; by default those of the process.
     """
     run(app, arguments)
+
+
+def _learned_method(
+    method: str | None, weights: str | None, dictionary: str | None, *, keep_codes: bool
+) -> "LearnedMethod | None":
+    """Trained weights with the options that belong to them; ``None`` for a classical method, which has none."""
+    with_codes = keep_codes or dictionary is not None
+    name = METHOD_NAMES.weights_of(method, weights, DEFAULT_METHOD, with_codes=with_codes)
+    if name is None:
+        return None
+    from ctrecon.learned import load_method
+
+    return load_method(name, dictionary=dictionary, keep_codes=keep_codes)
 
 
 def _write(

@@ -32,6 +32,33 @@ class Preset:
     reverse_detector: bool = False
     divided_by: float = 1.0
 
+    def with_views(self, n_views: int) -> "Preset":
+        """The same scan with fewer views, at equal steps.
+
+        Raises
+        ------
+        InputError
+            If their number does not divide that of the views.
+        """
+        n_all = self.geometry.n_views
+        if n_views < 1 or n_all % n_views:
+            raise InputError(f"{n_views} views cannot be taken at equal steps from {n_all}; use a divisor of {n_all}.")
+        return replace(self, geometry=self.geometry[:: n_all // n_views])
+
+    def with_matrix(self, matrix: int) -> "Preset":
+        """The same field of view in a square of so many pixels along each side.
+
+        Raises
+        ------
+        InputError
+            If there is none.
+        """
+        if matrix < 1:
+            raise InputError(f"The matrix is {matrix}; expected at least 1.")
+        pixel_mm = self.image_shape[0] * self.geometry.pixel_spacing_mm / matrix
+        geometry = replace(self.geometry, pixel_spacing_mm=pixel_mm)
+        return replace(self, geometry=geometry, image_shape=(matrix, matrix))
+
 
 def syndeeplesion() -> Preset:
     """SynDeepLesion, the benchmark of metal artefact reduction: flat fan, 640 views, 641 bins, 416² pixels.
@@ -156,8 +183,6 @@ def sparse_view(n_views: int = 360) -> Preset:
     ----------
     Wang et al., "DuDoTrans", 2021; the same geometry in PromptCT and its relatives.
     """
-    if n_views < 1 or 360 % n_views:
-        raise InputError(f"{n_views} views cannot be taken at equal steps from 360; use a divisor such as 60, 90, 120.")
     geometry = FanBeam(
         angles_rad=_half_steps(360, 2 * math.pi),
         n_detectors=800,
@@ -166,7 +191,7 @@ def sparse_view(n_views: int = 360) -> Preset:
         source_to_center_mm=600.0,
         center_to_detector_mm=290.0,
     )
-    return Preset(geometry[:: 360 // n_views], (512, 512))
+    return Preset(geometry, (512, 512)).with_views(n_views)
 
 
 PRESETS: dict[str, Callable[[], Preset]] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ctrecon.hounsfield import to_hu
+from ctrecon.method_names import DEFAULT_METHOD
 from ctrecon.prepare import noise_std
 from ctrecon.sinogram import Sinogram
 from operators.back_projection import Filter, coverage, filtered_back_projection
@@ -106,12 +107,15 @@ class Method:
         Default strength, relative to the noise level, so that one number serves every scan.
     n_iterations
         Default number of iterations.
+    adjustable
+        Whether strength, number of iterations and weights of the rays can be chosen; not with trained weights.
     """
 
     summary: str
     run: Run
     regularisation: float
     n_iterations: int
+    adjustable: bool = True
 
 
 def operator_for(sinogram: Sinogram) -> Projection:
@@ -140,7 +144,7 @@ def operator_for(sinogram: Sinogram) -> Projection:
 
 def reconstruct(
     sinogram: Sinogram,
-    method: str = "tv",
+    method: str | Method = DEFAULT_METHOD,
     *,
     regularisation: float | None = None,
     n_iterations: int | None = None,
@@ -156,11 +160,12 @@ def reconstruct(
     sinogram
         What a reader returned.
     method
-        A name in `METHODS`.
+        A name in `METHODS`, the name of a method whose trained weights come with the package, or a method such as
+        `ctrecon.learned.load_method` makes from weights.
     regularisation
-        Strength relative to the noise level; by default the method's.
+        Strength relative to the noise level; by default the method's. Trained weights take none.
     n_iterations
-        By default the method's.
+        By default the method's; likewise.
     filter
         Filter of filtered back-projection, and of the start of iterative methods.
     nonnegative
@@ -178,12 +183,13 @@ def reconstruct(
     Raises
     ------
     InputError
-        If the method or the device is unknown, or the geometry does not go with the image.
+        If the method or the device is unknown, its weights are missing, an option or a ray that was not measured does
+        not go with trained weights, or the geometry does not go with the image.
     """
-    if method not in METHODS:
-        raise InputError(f"The method {method!r} is unknown; choose one of {', '.join(METHODS)}.")
-    chosen = METHODS[method]
-    weights = _tempered(sinogram.weights)
+    chosen, name = _named(method)
+    if not chosen.adjustable:
+        _check_for_trained(name, sinogram, regularisation, n_iterations)
+    weights = _tempered(sinogram.weights) if chosen.adjustable else None
     noise, noise_decision = noise_std(sinogram, weights)
     swept = coverage(sinogram.geometry)
     coverage_decision = Decision("coverage", swept.kind, str(swept), warning=swept.kind == "limited")
@@ -210,11 +216,34 @@ def reconstruct(
         mu_per_mm=torch.cat(images),
         mu_water_per_mm=sinogram.mu_water_per_mm,
         grid=sinogram.grid(),
-        method=method,
+        method=name,
         noise_std=noise,
         residual=torch.cat(residuals),
         decisions=(*sinogram.decisions, noise_decision, coverage_decision),
     )
+
+
+def _named(method: str | Method) -> tuple[Method, str]:
+    """The method, and what the image is said to be made by."""
+    if not isinstance(method, str):
+        return method, method.summary
+    if method in METHODS:
+        return METHODS[method], method
+    from ctrecon.learned import method_named  # it imports this module, and networks that others do without
+
+    chosen = method_named(method)
+    return chosen, chosen.summary
+
+
+def _check_for_trained(name: str, sinogram: Sinogram, regularisation: float | None, n_iterations: int | None) -> None:
+    if regularisation is not None or n_iterations is not None:
+        raise InputError(
+            f"The method {name} takes no strength and no number of iterations; leave them out (--lambda, --iterations)."
+        )
+    if sinogram.weights is not None and not bool((sinogram.weights > 0).all()):
+        raise InputError(
+            f"Some rays of the scan were not measured, and the method {name} was trained on whole sinograms; choose tv."
+        )
 
 
 def _fbp(A: Projection, y: torch.Tensor, settings: Settings) -> torch.Tensor:

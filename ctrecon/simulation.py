@@ -8,7 +8,7 @@ import torch
 
 from ctrecon.hounsfield import MU_WATER_PER_MM, to_mu
 from ctrecon.phantom import FIELD_OF_VIEW_MM, METAL_SECTIONS, body_phantom
-from ctrecon.presets import Preset, preset
+from ctrecon.presets import preset
 from ctrecon.sinogram import Sinogram
 from ctrecon.spectrum import (
     METALS,
@@ -124,7 +124,11 @@ def simulate_scenario(scenario: Scenario) -> Simulation:
     InputError
         If the image cannot be read, a name is unknown, or what was asked for does not go together.
     """
-    chosen = _with_views_and_matrix(preset(scenario.preset), scenario)
+    chosen = preset(scenario.preset)
+    if scenario.n_views is not None:
+        chosen = chosen.with_views(scenario.n_views)
+    if scenario.matrix is not None:
+        chosen = chosen.with_matrix(scenario.matrix)
     draw = _phantom if scenario.image == "phantom" else _image
     scanned = draw(scenario, chosen.image_shape[0], chosen.geometry.pixel_spacing_mm)
     try:
@@ -247,7 +251,7 @@ def simulate(
     generator = torch.Generator().manual_seed(seed)
     if noise == "sparse-view":
         largest = to_mu(target, mu_water_per_mm).amax(dim=(-2, -1)).reshape(-1, 1, 1)
-        measured = _Measured(_protocol_noise(line_integrals, largest, generator))
+        measured = _Measured(sparse_view_noise(line_integrals, largest, generator))
     elif n_photons is not None:
         expected = n_photons * torch.exp(-line_integrals.to(torch.float64)) + n_scatter_photons
         measured = _counted(expected, n_photons, electronic_noise_std, generator)
@@ -279,6 +283,30 @@ def simulate(
             directions=grid.directions,
         )
     return Simulation(sinogram, target, share, trace, measured.n_starved)
+
+
+def sparse_view_noise(line_integrals: torch.Tensor, largest: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Add the noise of the sparse-view protocol, see `simulate`.
+
+    Parameters
+    ----------
+    line_integrals
+        Without noise, real ``(*batch, view, detector)``, dimensionless.
+    largest
+        Largest attenuation of each image, ``(*batch, 1, 1)``, in 1/mm.
+    generator
+        The only source of randomness.
+
+    Returns
+    -------
+    torch.Tensor
+        Line integrals with noise, float64.
+    """
+    s = line_integrals.to(torch.float64) / largest
+    s_max = s.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
+    counts = torch.poisson(_PROTOCOL_PHOTONS * torch.exp(-s / s_max), generator=generator)
+    noise = _PROTOCOL_NOISE_STD * torch.randn(s.shape, generator=generator, dtype=s.dtype)
+    return largest * (noise - s_max * torch.log(counts / _PROTOCOL_PHOTONS))
 
 
 class _Measured(NamedTuple):
@@ -341,14 +369,6 @@ def _counted(
     return _Measured(-torch.log(transmitted), transmitted.to(torch.float32), n_starved)
 
 
-def _protocol_noise(line_integrals: torch.Tensor, largest: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    s = line_integrals.to(torch.float64) / largest
-    s_max = s.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(s.dtype).tiny)
-    counts = torch.poisson(_PROTOCOL_PHOTONS * torch.exp(-s / s_max), generator=generator)
-    noise = _PROTOCOL_NOISE_STD * torch.randn(s.shape, generator=generator, dtype=s.dtype)
-    return largest * (noise - s_max * torch.log(counts / _PROTOCOL_PHOTONS))
-
-
 def _beam_decisions(spectrum: Spectrum | None, correct_water: bool) -> tuple[Decision, ...]:
     if spectrum is None:
         return ()
@@ -405,24 +425,6 @@ def _metal_share(mask: torch.Tensor, hu: torch.Tensor) -> torch.Tensor:
 def _centre_of_first_slice(grid: VoxelGrid) -> tuple[float, float, float]:
     x, y, z = grid.position_mm((0, (grid.shape[1] - 1) / 2, (grid.shape[2] - 1) / 2))
     return float(x), float(y), float(z)
-
-
-def _with_views_and_matrix(chosen: Preset, scenario: Scenario) -> Preset:
-    geometry, shape = chosen.geometry, chosen.image_shape
-    if scenario.n_views is not None:
-        if scenario.n_views < 1 or geometry.n_views % scenario.n_views:
-            raise InputError(
-                f"{scenario.n_views} views cannot be taken at equal steps from the {geometry.n_views} of "
-                f"{scenario.preset!r}; use a divisor of {geometry.n_views}."
-            )
-        geometry = geometry[:: geometry.n_views // scenario.n_views]
-    if scenario.matrix is not None:
-        if scenario.matrix < 1:
-            raise InputError(f"The matrix is {scenario.matrix}; expected at least 1.")
-        field_mm = shape[0] * geometry.pixel_spacing_mm
-        geometry = replace(geometry, pixel_spacing_mm=field_mm / scenario.matrix)
-        shape = (scenario.matrix, scenario.matrix)
-    return replace(chosen, geometry=geometry, image_shape=shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,7 @@ class Projection(LinearOperator):
         self.geometry = geometry
         self.model = model
         self.backend: Literal["matrix", "astra"] = "matrix"
+        self._known_norms: dict[torch.dtype, float] = {}
 
     def _set_astra(self) -> None:
         self.backend = "astra"
@@ -222,7 +223,10 @@ class Projection(LinearOperator):
 
     def _norm(self) -> torch.Tensor:
         if self.backend == "matrix":
-            return super()._norm()
+            dtype = self._values.dtype
+            if dtype not in self._known_norms:  # the tables do not change, and steps of every loop ask for it
+                self._known_norms[dtype] = float(super()._norm())
+            return self._values.new_tensor(self._known_norms[dtype])
         x = self.domain.randn(generator=torch.Generator().manual_seed(0))  # ASTRA has single precision only
         return largest_eigenvalue(self._gram, x, rtol=1e-6).value.clamp_min(0).sqrt()
 

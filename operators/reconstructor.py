@@ -1,27 +1,29 @@
 """Learned reconstruction from data to image, for whatever linear operator made the data."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from operators.fields import root_mean_square
-from operators.linear_operator import LinearOperator
+from operators.filtered_adjoint import initial_image
+from operators.linear_operator import LinearOperator, broadcast_batch
 
 
 class Reconstructor(nn.Module, ABC):
     """A map from data, operator and noise level to an image, of learned parameters; the operator is an argument.
 
     It is homogeneous: data, noise level and image are divided by one scale per sample before a network sees them, the
-    root mean square of Aᴴy, and the image is multiplied by it at the end; where Aᴴy is zero, so is the image. A
-    subclass writes ``_reconstruct``.
+    root mean square of x₀ = Aᴴy, and the image is multiplied by it at the end; where x₀ is zero, so is the image. A
+    subclass writes ``_reconstruct``, and ``_start`` if it has another x₀.
     """
 
     @abstractmethod
     def _reconstruct(
         self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
     ) -> torch.Tensor:
-        """The image from x0 = Aᴴy, y and the noise level ``(*batch)``, all of them scaled."""
+        """The image from x0, y and the noise level ``(*batch)``, all of them scaled."""
 
     def forward(self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor) -> torch.Tensor:
         """Reconstruct images.
@@ -48,12 +50,28 @@ class Reconstructor(nn.Module, ABC):
         ValueError
             If ``y`` does not fit ``A``, or a noise level is negative or not finite or does not fit the batch.
         """
-        scaled, spread = self._scaled(y, A, noise_std)
+        return self._in_units(self._reconstruct, y, A, noise_std)
+
+    def _start(self, y: torch.Tensor, A: LinearOperator) -> torch.Tensor:
+        return A.adjoint(y)
+
+    def _in_units(
+        self,
+        reconstruct: Callable[[torch.Tensor, torch.Tensor, LinearOperator, torch.Tensor], torch.Tensor],
+        y: torch.Tensor,
+        A: LinearOperator,
+        noise_std: float | torch.Tensor,
+        x0: torch.Tensor | None = None,
+        stacked: tuple[int, ...] = (),
+    ) -> torch.Tensor:
+        """What ``reconstruct`` makes of scaled arguments, ``(*stacked, *batch, *shape)``, scaled back."""
+        scaled, spread = self._scaled(y, A, noise_std, x0)
         x0 = scaled[0]
         silent = (x0 == 0).flatten(x0.ndim - A.domain.n_dims).all(dim=-1).reshape(spread.shape)
         if bool(silent.all()):
-            return x0 + 0 * sum(p.sum() for p in self.parameters())  # so that a training step can be taken
-        return torch.where(silent, x0, self._reconstruct(*scaled) * spread)
+            nothing = x0 + 0 * sum(p.sum() for p in self.parameters())  # so that a training step can be taken
+            return nothing.expand(*stacked, *x0.shape)
+        return torch.where(silent, x0, reconstruct(*scaled) * spread)
 
     def _check_precision(self, y: torch.Tensor) -> None:
         for name, p in self.named_parameters():
@@ -64,11 +82,11 @@ class Reconstructor(nn.Module, ABC):
                 )
 
     def _scaled(
-        self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor
+        self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor, x0: torch.Tensor | None = None
     ) -> tuple[tuple[torch.Tensor, torch.Tensor, LinearOperator, torch.Tensor], torch.Tensor]:
         """Arguments of ``_reconstruct``, and the scale that broadcasts with images."""
         self._check_precision(y)
-        x0 = A.adjoint(y)
+        x0 = self._start(y, A) if x0 is None else x0
         n_dims = A.domain.n_dims
         scale = root_mean_square(x0, n_dims)
         noise = torch.as_tensor(noise_std, dtype=scale.dtype, device=scale.device)
@@ -84,6 +102,56 @@ class Reconstructor(nn.Module, ABC):
         spread = scale.reshape(*scale.shape, *(1,) * n_dims)
         data_scale = scale.reshape(*scale.shape, *(1,) * A.codomain.n_dims)
         return (x0 / spread, y / data_scale, A, noise / scale), spread
+
+
+class Refinement(Reconstructor):
+    """A reconstruction that starts from a good image: one that is given, or else `initial_image`.
+
+    x₀ need not be Aᴴy here. A subclass writes ``_reconstruct``.
+    """
+
+    def forward(
+        self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor, x0: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Reconstruct images.
+
+        Parameters
+        ----------
+        y, A, noise_std
+            As for `Reconstructor.forward`.
+        x0
+            Images to start from, like the result; by default `operators.filtered_adjoint.initial_image`, which is
+            filtered back-projection where A is a projection, else Aᴴy.
+
+        Returns
+        -------
+        torch.Tensor
+            Images ``(*batch, *A.domain.shape)``, in the units of ``y``, or of ``x0``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `Reconstructor.forward`, and if ``x0`` is not like the result.
+        """
+        return self._in_units(self._reconstruct, y, A, noise_std, self._checked_start(x0, y, A))
+
+    def _start(self, y: torch.Tensor, A: LinearOperator) -> torch.Tensor:
+        return initial_image(y, A)
+
+    def _checked_start(self, x0: torch.Tensor | None, y: torch.Tensor, A: LinearOperator) -> torch.Tensor | None:
+        if x0 is None:
+            return None
+        A.codomain.check(y, "y")
+        A.domain.check(x0, "x0")
+        batch = broadcast_batch(A.codomain.batch_shape(y), A.batch_shape)
+        if A.domain.batch_shape(x0) != batch:
+            raise ValueError(
+                f"x0 has batch shape {tuple(A.domain.batch_shape(x0))} and the reconstruction {tuple(batch)}; give one "
+                "image for each."
+            )
+        if x0.dtype.to_real() != y.dtype.to_real():
+            raise TypeError(f"x0 is {x0.dtype} and the data are {y.dtype}; convert one of them.")
+        return x0
 
 
 def norm_for_steps(A: LinearOperator) -> torch.Tensor:

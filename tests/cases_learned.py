@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 
 from operators.beam_geometry import ParallelBeam
-from operators.consistency import Consistency, GradientStep, ProximalStep
+from operators.consistency import Consistency, FilteredStep, GradientStep, ProximalStep
 from operators.elementary import Mask
 from operators.fourier import Fourier
 from operators.linear_operator import LinearOperator
@@ -19,12 +19,14 @@ from operators.priors.csc import ConvolutionalSparseCoding
 from operators.priors.deepgsr import GroupSparsePrior, Shrinkage
 from operators.priors.denoiser import ConvolutionalDenoiser, UNetDenoiser
 from operators.priors.networks import ImageUNet, modl, varnet
+from operators.priors.primal_dual import LearnedPrimalDual
 from operators.priors.prior import Prior
 from operators.priors.sparsity import ExchangingMaps, FilterMaps, ImageMaps, ScalarMaps, SparsityMaps
 from operators.priors.tv_maps import TotalVariationMaps
 from operators.projection import Projection
 from operators.reconstructor import Reconstructor
 from operators.sensitivity import Sensitivity
+from operators.unrolled import Unrolled
 
 SHAPE = (7, 10)
 
@@ -115,6 +117,7 @@ PRIOR_CASES: dict[str, Callable[[int], Prior]] = {
 
 CONSISTENCY_CASES: dict[str, Callable[[], Consistency]] = {
     "gradient": lambda: GradientStep(0.7),
+    "filtered": lambda: FilteredStep(0.7),
     "proximal": lambda: ProximalStep(0.3, n_iterations=60),
 }
 
@@ -127,6 +130,17 @@ def _coding(maps: SparsityMaps, **options: object) -> ConvolutionalSparseCoding:
 RECONSTRUCTOR_CASES: dict[str, Callable[[int], Reconstructor]] = {
     "image_u_net": lambda c: ImageUNet(n_channels=c, base=3, n_stages=2),
     "modl": lambda c: modl(n_channels=c, n_iterations=2, n_layers=3, width=4, weight=0.5),
+    "groups": lambda c: Unrolled(
+        _group_sparse(c, "prompt"),
+        FilteredStep(0.7),
+        2,
+        noise_levels=(0.3, 0.1),
+        data_first=True,
+        gradient="checkpointed",
+    ),
+    "primal_dual": lambda c: LearnedPrimalDual(
+        n_channels=c, n_iterations=2, n_variables=2, width=4, gradient="checkpointed"
+    ),
     "varnet": lambda c: varnet(n_channels=c, n_cascades=2, base=3, n_stages=2),
     "tv_maps": lambda c: TotalVariationMaps(n_channels=c, base=3, n_stages=2, n_iterations=8),
     "csc_scalar": lambda c: _coding(ScalarMaps(1.0), n_stages=1),

@@ -9,12 +9,12 @@ from operators.consistency import GradientStep, ProximalStep
 from operators.linear_operator import LinearOperator
 from operators.priors.denoiser import ConvolutionalDenoiser, UNetDenoiser
 from operators.priors.prior import Prior
-from operators.reconstructor import Reconstructor
+from operators.reconstructor import Refinement
 from operators.unrolled import Unrolled
 
 
-class ImageUNet(Reconstructor):
-    """Aᴴy plus what a U-Net adds to it; the data are not seen again.
+class ImageUNet(Refinement):
+    """The image it starts from plus what a U-Net adds to it; the data are not seen again.
 
     Parameters
     ----------
@@ -22,6 +22,11 @@ class ImageUNet(Reconstructor):
         2 for complex images, 1 for real ones.
     base, n_stages
         As in `operators.priors.unet.UNet`.
+
+    References
+    ----------
+    Jin, McCann, Froustey and Unser, Deep convolutional neural network for inverse problems in imaging, 2017: a U-Net
+    after filtered back-projection, known as FBPConvNet.
     """
 
     def __init__(self, *, n_channels: int = 2, base: int = 32, n_stages: int = 4) -> None:
@@ -35,8 +40,8 @@ class ImageUNet(Reconstructor):
         return image
 
 
-class VariationalNetwork(Reconstructor):
-    """x ← x − τ Aᴴ(A x − y) + (prior(x) − x) from x₀ = Aᴴy, with a prior and a learned step τ for each cascade.
+class VariationalNetwork(Refinement):
+    """x ← x − τ Aᴴ(A x − y) + (prior(x) − x), with a prior and a learned step τ for each cascade.
 
     Unlike in an `operators.unrolled.Unrolled` loop, prior and data step see the same image, so that noise that the last
     data step brings in can still be taken out.

@@ -1,0 +1,8 @@
+"""The methods of reconstruction by name, known before anything is imported that computes them."""
+
+from operators.method_names import MethodNames
+
+CLASSICAL_METHODS = ("fbp", "sirt", "os-sart", "cgls", "tv", "wavelet")
+LEARNED_METHODS: tuple[str, ...] = ()  # until trained weights come with the package
+DEFAULT_METHOD = "tv"
+METHOD_NAMES = MethodNames(CLASSICAL_METHODS, LEARNED_METHODS)
