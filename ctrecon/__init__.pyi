@@ -1,3 +1,5 @@
+from .datasets import load_slices as load_slices
+from .evaluation import evaluate as evaluate
 from .io import ReadOptions as ReadOptions
 from .io import read as read
 from .io import sniff as sniff
@@ -6,6 +8,9 @@ from .metal import insert_metal as insert_metal
 from .metal import reconstruct_without_metal as reconstruct_without_metal
 from .metal import reduce_metal as reduce_metal
 from .metal import segment_metal as segment_metal
+from .models import MODELS as MODELS
+from .models import build_model as build_model
+from .models import model_of as model_of
 from .phantom import body_phantom as body_phantom
 from .presets import PRESETS as PRESETS
 from .presets import Preset as Preset
@@ -22,6 +27,7 @@ from .sinogram import Sinogram as Sinogram
 from .spectrum import Spectrum as Spectrum
 from .spectrum import tube_spectrum as tube_spectrum
 from .spectrum import water_correction as water_correction
+from .training import train as train
 from .windows import WINDOWS as WINDOWS
 from .windows import Window as Window
 from .windows import chosen_window as chosen_window

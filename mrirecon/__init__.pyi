@@ -23,6 +23,8 @@ from .io import read as read
 from .io import sniff as sniff
 from .io.pulseq import read_pulseq_trajectory as read_pulseq_trajectory
 from .kspace import KSpace as KSpace
+from .learned import load_method as load_method
+from .method_names import LEARNED_METHODS as LEARNED_METHODS
 from .models import MODELS as MODELS
 from .models import build_model as build_model
 from .models import model_of as model_of

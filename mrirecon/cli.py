@@ -327,7 +327,9 @@ def demo(
     with progress("demo") as report:
         rows = run_demo(output, trajectory=trajectory.value, seed=seed, overwrite=overwrite, progress=report)
     print_scores(rows, "Magnitude against the noise-free phantom, mean over slices")
-    out.print(f"Look at {output / 'comparison.png'}; the images are {output / 'tv.nii.gz'} and its neighbours.")
+    out.print(
+        f"Look at {output / 'comparison.png'}; the images are {output / DEFAULT_METHOD}.nii.gz and its neighbours."
+    )
     out.print("Next, with your own raw file:")
     out.print("  mrirecon inspect YOUR_FILE")
     out.print("  mrirecon reconstruct YOUR_FILE -o image.nii.gz --preview")

@@ -18,8 +18,12 @@ class LearnedMethod(trained.TrainedModel):
     """A trained model, to be passed to `mrirecon.reconstruct` as ``method()``; see `operators.trained.TrainedModel`."""
 
     def __call__(self) -> Method:
-        """The method; it has no strength and no iterations that could be chosen."""
-        return Method(self.name, self._run, regularisation=0.0, n_iterations=1, adjustable=False)
+        """The method; it has no strength and no iterations that could be chosen.
+
+        Samples of a trajectory weigh by their area of k-space, so that the model meets what it was trained on: an Aᴴy
+        that looks like the image.
+        """
+        return Method(self.name, self._run, regularisation=0.0, n_iterations=1, density_power=1.0, adjustable=False)
 
     def _run(
         self, A: LinearOperator, y: torch.Tensor, noise: float, regularisation: float, n_iterations: int

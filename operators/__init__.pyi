@@ -9,7 +9,9 @@ from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import Metric as Metric
 from .checkpoint import load_checkpoint as load_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
+from .configuration import read_config as read_config
 from .consistency import Consistency as Consistency
+from .consistency import FilteredStep as FilteredStep
 from .consistency import GradientStep as GradientStep
 from .consistency import ProximalStep as ProximalStep
 from .decision import Decision as Decision
@@ -25,6 +27,9 @@ from .elementary import Identity as Identity
 from .elementary import Mask as Mask
 from .elementary import Pad as Pad
 from .errors import InputError as InputError
+from .evaluation import Evaluation as Evaluation
+from .filtered_start import filtered_adjoint as filtered_adjoint
+from .filtered_start import initial_image as initial_image
 from .filters import dct_filters as dct_filters
 from .filters import gabor_filters as gabor_filters
 from .filters import random_filters as random_filters
@@ -44,6 +49,7 @@ from .functionals import ssim_gaussian as ssim_gaussian
 from .functionals import ssim_uniform_7x7 as ssim_uniform_7x7
 from .functionals import ssim_volume as ssim_volume
 from .functionals import total_variation_isotropic as total_variation_isotropic
+from .half_quadratic import plug_and_play as plug_and_play
 from .learning import FitResult as FitResult
 from .learning import TrainingPlan as TrainingPlan
 from .learning import fit as fit
@@ -58,6 +64,7 @@ from .metal import MetalTrace as MetalTrace
 from .metal import interpolate_trace as interpolate_trace
 from .metal import masked as masked
 from .metal import metal_trace as metal_trace
+from .model_building import Models as Models
 from .nufft import NonUniformFourier as NonUniformFourier
 from .nufft import StackedNonUniformFourier as StackedNonUniformFourier
 from .nufft import ToeplitzGram as ToeplitzGram
@@ -72,6 +79,7 @@ from .proximal import separable_soft_threshold as separable_soft_threshold
 from .proximal import singular_value_shrinkage as singular_value_shrinkage
 from .proximal import soft_threshold as soft_threshold
 from .reconstructor import Reconstructor as Reconstructor
+from .reconstructor import Refinement as Refinement
 from .sensitivity import CartesianSense as CartesianSense
 from .sensitivity import Sensitivity as Sensitivity
 from .solvers import Solution as Solution

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
-from operators.filtered_adjoint import filtered_adjoint
+from operators.filtered_start import filtered_adjoint
 from operators.linear_operator import LinearOperator
 from operators.solvers import cg
 

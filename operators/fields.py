@@ -80,6 +80,35 @@ def pad_to_multiple(channels: torch.Tensor, multiple: int) -> torch.Tensor:
     return torch.nn.functional.pad(channels, (0, missing[1], 0, missing[0]), mode="replicate")
 
 
+def reflected(channels: torch.Tensor, before: int, sizes: tuple[int, int]) -> torch.Tensor:
+    """Images continued by reflection at their edge pixels, as often as it takes.
+
+    Parameters
+    ----------
+    channels
+        Real ``(image, channel, y, x)``.
+    before
+        Pixels to add at the top and at the left.
+    sizes
+        Height and width of the result.
+
+    Returns
+    -------
+    torch.Tensor
+        Images whose pixel (before, before) is the first of ``channels``.
+
+    Examples
+    --------
+    >>> reflected(torch.arange(3.0).reshape(1, 1, 1, 3), 1, (1, 8))
+    tensor([[[[1., 0., 1., 2., 1., 0., 1., 2.]]]])
+    """
+    for dim, size in zip((-2, -1), sizes, strict=True):
+        n = channels.shape[dim]
+        places = (torch.arange(size, device=channels.device) - before).remainder(max(2 * n - 2, 1))
+        channels = channels.index_select(dim, torch.minimum(places, (2 * n - 2) - places).clamp_min(0))
+    return channels
+
+
 def root_mean_square(x: torch.Tensor, n_dims: int) -> torch.Tensor:
     """Scale of each sample, by which data and estimates are divided before a network and multiplied after it.
 

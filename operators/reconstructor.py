@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from operators.fields import root_mean_square
-from operators.filtered_adjoint import initial_image
+from operators.filtered_start import initial_image
 from operators.linear_operator import LinearOperator, broadcast_batch
 
 
@@ -120,7 +120,7 @@ class Refinement(Reconstructor):
         y, A, noise_std
             As for `Reconstructor.forward`.
         x0
-            Images to start from, like the result; by default `operators.filtered_adjoint.initial_image`, which is
+            Images to start from, like the result; by default `operators.filtered_start.initial_image`, which is
             filtered back-projection where A is a projection, else Aᴴy.
 
         Returns

@@ -21,6 +21,7 @@ from operators.priors.denoiser import ConvolutionalDenoiser, UNetDenoiser
 from operators.priors.networks import ImageUNet, modl, varnet
 from operators.priors.primal_dual import LearnedPrimalDual
 from operators.priors.prior import Prior
+from operators.priors.published_deepgsr import PublishedDeepGSR
 from operators.priors.sparsity import ExchangingMaps, FilterMaps, ImageMaps, ScalarMaps, SparsityMaps
 from operators.priors.tv_maps import TotalVariationMaps
 from operators.projection import Projection
@@ -112,6 +113,9 @@ PRIOR_CASES: dict[str, Callable[[int], Prior]] = {
     "groups_prompt": lambda c: _group_sparse(c, "prompt"),
     "groups_lowrank": lambda c: _group_sparse(c, "lowrank"),
     "groups_svd": lambda c: _group_sparse(c, "svd"),
+    "groups_repaired": lambda c: PublishedDeepGSR(
+        n_channels=c, published=False, n_layers=1, width=2, window=4, n_members=3, n_hidden=3, expansion=2
+    ),
 }
 """Name → prior for a number of channels."""
 

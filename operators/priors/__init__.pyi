@@ -9,7 +9,9 @@ from .networks import ImageUNet as ImageUNet
 from .networks import VariationalNetwork as VariationalNetwork
 from .networks import modl as modl
 from .networks import varnet as varnet
+from .primal_dual import LearnedPrimalDual as LearnedPrimalDual
 from .prior import Prior as Prior
+from .published_deepgsr import PublishedDeepGSR as PublishedDeepGSR
 from .sparsity import ExchangingMaps as ExchangingMaps
 from .sparsity import FilterMaps as FilterMaps
 from .sparsity import ImageMaps as ImageMaps

@@ -8,7 +8,7 @@ import pywt
 import torch
 from torch import nn
 
-from operators.fields import from_channels, to_channels
+from operators.fields import from_channels, reflected, to_channels
 from operators.priors.group_matching import N_BANDS, SIDE, STRIDE, Matching, TokenGrid
 from operators.priors.prior import Prior
 from operators.priors.shrinkers import Groups, LowRankShrinker, PromptShrinker, Shrinker, SingularValueShrinker
@@ -257,7 +257,7 @@ class GroupSparsePrior(Prior):
         noise = noise_std.reshape(-1)
         n_y, n_x = (2 * n + self.margin - 1 for n in grid.shape)  # pixels that a block sees
         # One pixel more, for the four phases; the first pixel of the image is at (margin, margin).
-        canvas = _reflected(channels, self.margin, (n_y + 1, n_x + 1))
+        canvas = reflected(channels, self.margin, (n_y + 1, n_x + 1))
         levels = noise.reshape(-1, 1, 1, 1).expand(-1, 1, *canvas.shape[-2:])
         seen_by_network = torch.cat((canvas, levels), dim=1)
         # Everything after it follows, and convolves several times faster on a CPU.
@@ -345,15 +345,6 @@ def _noise_of_images(noise_std: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     if noise_std.shape != batch[: noise_std.ndim]:
         raise ValueError(f"The noise level has shape {tuple(noise_std.shape)} for images of {tuple(batch)}.")
     return noise_std.to(x.real)[(..., *(None,) * (len(batch) - noise_std.ndim))].expand(batch)
-
-
-def _reflected(channels: torch.Tensor, before: int, sizes: tuple[int, int]) -> torch.Tensor:
-    """Continued by reflection at the edge pixels, as often as it takes."""
-    for dim, size in zip((-2, -1), sizes, strict=True):
-        n = channels.shape[dim]
-        places = (torch.arange(size, device=channels.device) - before).remainder(max(2 * n - 2, 1))
-        channels = channels.index_select(dim, torch.minimum(places, (2 * n - 2) - places).clamp_min(0))
-    return channels
 
 
 def _frame(wavelet: str, like: torch.Tensor) -> torch.Tensor:

@@ -197,8 +197,9 @@ def test_the_demo_shows_every_method_and_says_what_to_do_next(tmp_path: Path, ru
         "cg-sense.nii.gz",
         "tv.nii.gz",
         "wavelet.nii.gz",
+        "csc.nii.gz",
     } == files_in(tmp_path / "demo")
     assert "mrirecon reconstruct YOUR_FILE" in done.out
     scores = {line.split("│")[1].strip(): float(line.split("│")[2]) for line in done.out.splitlines() if "│" in line}
-    assert scores["tv"] > scores["adjoint"] + 0.5
+    assert scores["csc"] > scores["tv"] + 0.5 > scores["adjoint"] + 1
     assert run("demo", "-o", tmp_path / "demo").status == 2

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from operators.priors.deepgsr import _SHIFTS, GroupSparsePrior, _frame, _reflected
+from operators.fields import reflected
+from operators.priors.deepgsr import _SHIFTS, GroupSparsePrior, _frame
 from operators.priors.group_matching import N_BANDS, SIDE, STRIDE, Matching, TokenGrid
 from operators.priors.shrinkers import Groups, LowRankShrinker, PromptShrinker, SingularValueShrinker
 from operators.space import Space
@@ -405,9 +406,9 @@ def test_the_frame_takes_apart_and_puts_together(wavelet, generator):
 def test_images_are_continued_by_reflection(generator):
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=generator)
     expected = np.pad(x.numpy(), ((0, 0), (0, 0), (3, 11), (3, 6)), mode="reflect")
-    np.testing.assert_array_equal(_reflected(x, 3, (19, 13)).numpy(), expected)
+    np.testing.assert_array_equal(reflected(x, 3, (19, 13)).numpy(), expected)
     single = torch.full((1, 1, 1, 2), 4.0)
-    torch.testing.assert_close(_reflected(single, 1, (6, 6)), torch.full((1, 1, 6, 6), 4.0))
+    torch.testing.assert_close(reflected(single, 1, (6, 6)), torch.full((1, 1, 6, 6), 4.0))
 
 
 @pytest.mark.parametrize("wavelet", ["haar", "db2"])

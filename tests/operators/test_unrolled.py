@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from operators.consistency import Consistency, FilteredStep, GradientStep, ProximalStep
-from operators.filtered_adjoint import filtered_adjoint, initial_image
+from operators.filtered_start import filtered_adjoint, initial_image
 from operators.linear_operator import LinearOperator
 from operators.priors.denoiser import ConvolutionalDenoiser, UNetDenoiser
 from operators.priors.networks import ImageUNet, VariationalNetwork, modl, varnet

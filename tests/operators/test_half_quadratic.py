@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from operators.consistency import Consistency, FilteredStep, GradientStep
-from operators.filtered_adjoint import initial_image
+from operators.filtered_start import initial_image
+from operators.half_quadratic import plug_and_play
 from operators.linear_operator import LinearOperator
-from operators.plug_and_play import plug_and_play
 from operators.priors.denoiser import UNetDenoiser
 from operators.priors.prior import Prior
 from tests.cases_learned import IMAGING_CASES, SHAPE

@@ -9,7 +9,7 @@ import torch
 from operators.back_projection import FilteredBackProjection, filtered_back_projection
 from operators.beam_geometry import BeamGeometry, FanBeam, ParallelBeam
 from operators.elementary import Diagonal, Mask
-from operators.filtered_adjoint import filtered_adjoint, initial_image
+from operators.filtered_start import filtered_adjoint, initial_image
 from operators.linear_operator import LinearOperator, stack
 from operators.metal import MetalTrace, masked
 from operators.projection import Projection

@@ -7,7 +7,7 @@ import torch
 
 from operators.consistency import Consistency
 from operators.fields import root_mean_square
-from operators.filtered_adjoint import initial_image
+from operators.filtered_start import initial_image
 from operators.linear_operator import LinearOperator
 from operators.priors.prior import Prior
 from operators.solvers import Callback, Solution, cg
@@ -64,7 +64,7 @@ def plug_and_play(
     max_cg_iterations
         Upper bound of the conjugate-gradient steps that solve for x, from z.
     x0
-        Start, ``(*batch, *A.domain.shape)``; by default `operators.filtered_adjoint.initial_image`.
+        Start, ``(*batch, *A.domain.shape)``; by default `operators.filtered_start.initial_image`.
     rtol
         Residual up to which a sample counts as converged; all levels are gone through in any case.
     callback
