@@ -100,7 +100,7 @@ class GivenMaps(SparsityMaps):
     def __init__(self, case: Case) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
-        values = 0.02 + 0.08 * torch.rand(case.n_filters, case.n, case.n, generator=generator)
+        values = 0.4 + 1.6 * torch.rand(case.n_filters, case.n, case.n, generator=generator)
         self.values = torch.nn.Parameter(values)
 
     def forward(self, known: Estimate, dictionary: ConvolutionalDictionary) -> Maps:
@@ -112,7 +112,7 @@ def _seeded_network() -> FilterMaps:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         maps = FilterMaps()
-    torch.nn.init.constant_(maps.network.head.bias, -3.0)  # or all codes of random data would be zero
+    torch.nn.init.constant_(maps.network.head.bias, -1.0)  # or all codes of random data would be zero
     return maps
 
 

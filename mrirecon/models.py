@@ -34,10 +34,16 @@ def _csc_scalar(
     dictionary: str | list[int] = _DICTIONARY,
     level: float = 2.0,
     n_iterations: int = 64,
+    n_test_iterations: int = 64,
     gradient: GradientOf = "checkpointed",
 ) -> ConvolutionalSparseCoding:
     return ConvolutionalSparseCoding(
-        _filters_of(dictionary), ScalarMaps(level), n_iterations=n_iterations, n_stages=1, gradient=gradient
+        _filters_of(dictionary),
+        ScalarMaps(level),
+        n_iterations=n_iterations,
+        n_test_iterations=n_test_iterations,
+        n_stages=1,
+        gradient=gradient,
     )
 
 
@@ -47,6 +53,7 @@ def _csc_v1(
     base: int = 128,
     n_map_stages: int = 3,
     n_iterations: int = 64,
+    n_test_iterations: int = 64,
     gradient: GradientOf = "checkpointed",
 ) -> ConvolutionalSparseCoding:
     filters = _filters_of(dictionary)
@@ -55,6 +62,7 @@ def _csc_v1(
         filters,
         maps,
         n_iterations=n_iterations,
+        n_test_iterations=n_test_iterations,
         n_stages=1,
         smoothness=20.0,
         shrinkage="parts",
@@ -74,6 +82,7 @@ def _csc(
     context_base: int = 48,
     n_context_stages: int = 3,
     n_iterations: int = 30,
+    n_test_iterations: int = 48,
     n_stages: int = 3,
     gradient: GradientOf = "iterations",
 ) -> ConvolutionalSparseCoding:
@@ -84,6 +93,7 @@ def _csc(
         _filters_of(dictionary),
         maps,
         n_iterations=n_iterations,
+        n_test_iterations=n_test_iterations,
         n_stages=n_stages,
         gradient=gradient,
     )

@@ -71,7 +71,10 @@ class ConvolutionalSparseCoding(Reconstructor):
     maps
         The network that infers Λ.
     n_iterations
-        Steps in all.
+        Steps in all, in training mode.
+    n_test_iterations
+        Steps in all, in evaluation mode; as in training by default. The codes are minimisers, which more steps come
+        closer to, while training can do with fewer.
     n_stages
         How often Λ is inferred; the steps are shared out evenly.
     smoothness
@@ -107,6 +110,7 @@ class ConvolutionalSparseCoding(Reconstructor):
         maps: SparsityMaps,
         *,
         n_iterations: int = 30,
+        n_test_iterations: int | None = None,
         n_stages: int = 3,
         smoothness: float = 4.0,
         shrinkage: Shrinkage = "magnitude",
@@ -114,8 +118,12 @@ class ConvolutionalSparseCoding(Reconstructor):
     ) -> None:
         super().__init__()
         ConvolutionalDictionary(filters, tuple(filters.shape[1:]), field="real")  # raises if it is none
-        if not 1 <= n_stages <= n_iterations:
-            raise ValueError(f"There are {n_iterations} iterations for {n_stages} stages; each stage needs one.")
+        n_test_iterations = n_iterations if n_test_iterations is None else n_test_iterations
+        if not 1 <= n_stages <= min(n_iterations, n_test_iterations):
+            raise ValueError(
+                f"There are {n_iterations} iterations in training and {n_test_iterations} after it for {n_stages} "
+                "stages; each stage needs one."
+            )
         if not (smoothness > 0 and math.isfinite(smoothness)):
             raise ValueError(f"smoothness is {smoothness}; expected a positive, finite number.")
         for name, value, options in (("shrinkage", shrinkage, Shrinkage), ("gradient", gradient, GradientOf)):
@@ -125,6 +133,7 @@ class ConvolutionalSparseCoding(Reconstructor):
         self.maps = maps
         self.log_smoothness = nn.Parameter(torch.tensor(math.log(smoothness)))
         self.n_iterations = n_iterations
+        self.n_test_iterations = n_test_iterations
         self.n_stages = n_stages
         self.shrinkage: Shrinkage = shrinkage
         self.gradient: GradientOf = gradient
@@ -146,6 +155,7 @@ class ConvolutionalSparseCoding(Reconstructor):
             filters.to(self.filters),
             self.maps,
             n_iterations=self.n_iterations,
+            n_test_iterations=self.n_test_iterations,
             n_stages=self.n_stages,
             shrinkage=self.shrinkage,
             gradient=self.gradient,
@@ -195,13 +205,14 @@ class ConvolutionalSparseCoding(Reconstructor):
         smooth, smooth_noise = self._smooth(x0, noise)
         step = (1 / (norm_for_steps(A) * D.norm()).square()).to(x0.real)
         step = step.reshape(*step.shape, *(1,) * (A.domain.n_dims + 1))  # one per operator in the batch
+        n_iterations = self.n_iterations if self.training else self.n_test_iterations
         codes, x = x0.new_zeros((*slices, *D.domain.shape)), x0
         for stage in range(self.n_stages):
             maps, low_pass_map = self.maps(Estimate(x, smooth, noise, smooth_noise), D)
             low_pass = smooth if low_pass_map is None else complex_soft_threshold(smooth, low_pass_map)
             target = D.adjoint(x0 - A.gram(low_pass))
-            n_iterations = self.n_iterations // self.n_stages + (stage < self.n_iterations % self.n_stages)
-            codes = self._minimised(codes, _descent(gram, target, step), step * maps, n_iterations)
+            n_steps = n_iterations // self.n_stages + (stage < n_iterations % self.n_stages)
+            codes = self._minimised(codes, _descent(gram, target, step), step * maps, n_steps)
             if stage + 1 < self.n_stages:
                 x = low_pass + D(codes)
         return low_pass, codes, maps

@@ -122,6 +122,22 @@ def test_many_steps_lead_to_the_minimiser(imaging, shrinkage, generator):
         assert float((s.abs() - parts.maps)[~active].max()) < 1e-5 * float(parts.maps.max())
 
 
+def test_steps_after_training_may_be_more_than_in_it(generator):
+    A = cartesian((9, 8))
+    y = scan_of(A, generator=generator)
+    few, many, both = (
+        ConvolutionalSparseCoding(dct_filters(4, 5), ScalarMaps(2.0), n_stages=1, **steps).double()
+        for steps in ({"n_iterations": 3}, {"n_iterations": 20}, {"n_iterations": 3, "n_test_iterations": 20})
+    )
+    with torch.no_grad():
+        assert torch.equal(both.train()(y, A, NOISE), few.eval()(y, A, NOISE))
+        assert torch.equal(both.eval()(y, A, NOISE), many(y, A, NOISE))
+        assert torch.equal(both.with_filters(both.filters)(y, A, NOISE), many(y, A, NOISE))
+    assert not torch.equal(few(y, A, NOISE), many(y, A, NOISE))
+    with pytest.raises(ValueError, match="1 after it for 2 stages"):
+        ConvolutionalSparseCoding(dct_filters(4, 5), ScalarMaps(2.0), n_stages=2, n_test_iterations=1)
+
+
 @pytest.mark.parametrize("n_iterations", [16, 256])
 def test_more_steps_come_closer_to_the_minimiser(n_iterations, generator):
     A = cartesian((9, 8))
