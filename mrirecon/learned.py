@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from mrirecon.dictionaries import load_dictionary
-from mrirecon.method_names import LEARNED_METHODS, check_method_name
+from mrirecon.method_names import LEARNED_METHODS, METHOD_NAMES
 from mrirecon.models import MODELS
 from mrirecon.reconstruction import METHODS, Method, Reconstruction
 from operators import trained
@@ -49,7 +49,7 @@ def method_named(name: str) -> Method:
     InputError
         If the name is unknown, or its weights are missing or damaged.
     """
-    check_method_name(name)
+    METHOD_NAMES.check(name)
     return METHODS[name] if name in METHODS else load_method(name)()
 
 
