@@ -9,6 +9,7 @@ from operators.configuration import Candidate as Candidate
 from operators.configuration import Model as Model
 from operators.configuration import read_config as read_config
 from operators.errors import InputError
+from operators.staged_training import Stages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +54,14 @@ class TrainingConfig(configuration.TrainingConfig):
     ----------
     scenario
         The scans that are drawn from the images.
+    stages
+        Train stage by stage on crops; by default the whole reconstruction is trained at once on whole images.
     """
 
     data: Data
     scenario: Scenarios
     training: Plan
+    stages: Stages | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

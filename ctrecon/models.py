@@ -11,8 +11,10 @@ from operators.dictionaries import Dictionary
 from operators.linear_operator import LinearOperator
 from operators.model_building import Models, filters_of
 from operators.priors.csc import ConvolutionalSparseCoding, GradientOf
+from operators.priors.deepgsr import Shrinkage
 from operators.priors.denoiser import UNetDenoiser
-from operators.priors.networks import ImageUNet
+from operators.priors.networks import ImageUNet, deepgsr
+from operators.priors.primal_dual import LearnedPrimalDual
 from operators.priors.sparsity import ExchangingMaps
 from operators.priors.tv_maps import TotalVariationMaps
 from operators.projection import Projection
@@ -81,6 +83,34 @@ def _unrolled_unet(*, n_iterations: int = 5, base: int = 16, n_stages: int = 4, 
     return Unrolled(denoiser, FilteredStep(step), n_iterations, data_first=True)
 
 
+def _primal_dual(*, n_iterations: int = 10, width: int = 32) -> LearnedPrimalDual:
+    return LearnedPrimalDual(n_channels=1, n_iterations=n_iterations, width=width)
+
+
+def _deepgsr(
+    *,
+    n_iterations: int = 5,
+    shrinkage: Shrinkage = "lowrank",
+    n_blocks: int = 4,
+    width: int = 24,
+    n_token_channels: int = 64,
+    n_hidden: int = 64,
+    first_level: float = 0.1,
+    last_level: float = 0.02,
+) -> Unrolled:
+    return deepgsr(
+        n_channels=1,
+        n_iterations=n_iterations,
+        shrinkage=shrinkage,
+        n_blocks=n_blocks,
+        width=width,
+        n_token_channels=n_token_channels,
+        n_hidden=n_hidden,
+        first_level=first_level,
+        last_level=last_level,
+    )
+
+
 def _tv_maps(*, base: int = 16, n_stages: int = 3, n_iterations: int = 128) -> TotalVariationMaps:
     return TotalVariationMaps(n_channels=1, base=base, n_stages=n_stages, n_iterations=n_iterations)
 
@@ -107,6 +137,8 @@ MODELS = Models(
     {
         "unet": _unet,
         "unrolled-unet": _unrolled_unet,
+        "primal-dual": _primal_dual,
+        "deepgsr": _deepgsr,
         "tv-maps": _tv_maps,
         "csc": _csc,
     }
@@ -115,6 +147,7 @@ MODELS = Models(
 
 ``unet`` is `operators.priors.networks.ImageUNet` after filtered back-projection (FBPConvNet); ``unrolled-unet`` is
 `operators.unrolled.Unrolled` of one U-Net and `operators.consistency.FilteredStep`, whose ``step`` it takes;
+``primal-dual`` is `operators.priors.primal_dual.LearnedPrimalDual`; ``deepgsr`` is `operators.priors.networks.deepgsr`;
 ``tv-maps`` is `operators.priors.tv_maps.TotalVariationMaps`; ``csc`` is
 `operators.priors.csc.ConvolutionalSparseCoding` with `operators.priors.sparsity.ExchangingMaps` and takes a
 ``dictionary``, as `operators.model_building.filters_of` does. Further kinds are added here.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,7 +13,8 @@ from ctrecon.metrics import psnr_lodopab, rmse_hu, ssim_lodopab
 from ctrecon.models import MODELS, apply_model
 from operators.image_sources import spread
 from operators.reconstructor import Reconstructor
-from operators.training import starting_model, train_to_checkpoint
+from operators.staged_training import DrawScan, Scan
+from operators.training import starting_model, train_stages_to_checkpoint, train_to_checkpoint
 
 Progress = Callable[[int, int], None]
 
@@ -64,19 +66,33 @@ def train(
     )
     batches = validation_batches(held_out, scanner, config)
     n_views, matrix = scenario.n_views, float(data.matrix)
-    return train_to_checkpoint(
-        model,
-        loss_of,
-        Sampler(slices, scanner, n_views, config.training.batch_size),
-        lambda trained: validate(trained, batches),
-        config,
-        folder,
-        data=data.description,
-        definitions=_DEFINITIONS,
-        trained_ranges={"n_views": (min(n_views), max(n_views)), "matrix": (matrix, matrix)},
-        device=device,
-        progress=progress,
-    )
+    about: dict[str, Any] = {
+        "data": data.description,
+        "definitions": _DEFINITIONS,
+        "trained_ranges": {"n_views": (min(n_views), max(n_views)), "matrix": (matrix, matrix)},
+        "device": device,
+        "progress": progress,
+    }
+
+    def validated(trained: Reconstructor) -> dict[str, float]:
+        return validate(trained, batches)
+
+    if config.stages is None:
+        sample = Sampler(slices, scanner, n_views, config.training.batch_size)
+        return train_to_checkpoint(model, loss_of, sample, validated, config, folder, **about)
+    draw_scan = _single_scans(Sampler(slices, scanner, n_views, batch_size=1))
+    return train_stages_to_checkpoint(model, draw_scan, config.stages, validated, config, folder, **about)
+
+
+def _single_scans(sample: Sampler) -> DrawScan:
+    """Scans one by one, in the units of `apply_model`."""
+
+    def draw(index: int, generator: torch.Generator) -> Scan:
+        batch = sample(index, generator)
+        scale = 1 / float(batch.A.norm())
+        return Scan(scale * batch.y[0], scale * batch.A, batch.target[0], scale * float(batch.noise_std[0]))
+
+    return draw
 
 
 def loss_of(model: Reconstructor, batch: Batch) -> torch.Tensor:

@@ -5,7 +5,8 @@ import torch
 from mrirecon.dictionaries import load_dictionary
 from operators.model_building import Models, filters_of
 from operators.priors.csc import ConvolutionalSparseCoding, GradientOf, published
-from operators.priors.networks import ImageUNet, VariationalNetwork, modl, varnet
+from operators.priors.deepgsr import Shrinkage
+from operators.priors.networks import ImageUNet, VariationalNetwork, deepgsr, modl, varnet
 from operators.priors.sparsity import ExchangingMaps, ImageMaps, ScalarMaps
 from operators.priors.tv_maps import TotalVariationMaps
 from operators.unrolled import Unrolled
@@ -27,6 +28,29 @@ def _varnet(*, n_cascades: int = 12, base: int = 16, n_stages: int = 3) -> Varia
 
 def _tv_maps(*, base: int = 16, n_stages: int = 3, n_iterations: int = 128) -> TotalVariationMaps:
     return TotalVariationMaps(base=base, n_stages=n_stages, n_iterations=n_iterations)
+
+
+def _deepgsr(
+    *,
+    n_iterations: int = 6,
+    shrinkage: Shrinkage = "lowrank",
+    n_blocks: int = 4,
+    width: int = 24,
+    n_token_channels: int = 64,
+    n_hidden: int = 64,
+    first_level: float = 0.3,
+    last_level: float = 0.05,
+) -> Unrolled:
+    return deepgsr(
+        n_iterations=n_iterations,
+        shrinkage=shrinkage,
+        n_blocks=n_blocks,
+        width=width,
+        n_token_channels=n_token_channels,
+        n_hidden=n_hidden,
+        first_level=first_level,
+        last_level=last_level,
+    )
 
 
 def _csc_scalar(
@@ -105,6 +129,7 @@ MODELS = Models(
         "modl": _modl,
         "varnet": _varnet,
         "tv-maps": _tv_maps,
+        "deepgsr": _deepgsr,
         "csc-scalar": _csc_scalar,
         "csc-v1": _csc_v1,
         "csc-published": _csc_published,
@@ -113,8 +138,8 @@ MODELS = Models(
 )
 """Name → function that builds the model, for complex images, from keyword arguments that JSON can hold.
 
-``unet``, ``modl``, ``varnet`` and ``tv-maps`` take the arguments of `operators.priors.networks.ImageUNet`, `modl`,
-`varnet` and `operators.priors.tv_maps.TotalVariationMaps`. The others are
+``unet``, ``modl``, ``varnet``, ``deepgsr`` and ``tv-maps`` take the arguments of `operators.priors.networks.ImageUNet`,
+`modl`, `varnet`, `deepgsr` and `operators.priors.tv_maps.TotalVariationMaps`. The others are
 `operators.priors.csc.ConvolutionalSparseCoding` and take a ``dictionary``, as `operators.model_building.filters_of`
 does; their maps are `operators.priors.sparsity.ScalarMaps`, `ImageMaps`, `FilterMaps` and `ExchangingMaps`, with
 ``n_map_stages`` of the network.

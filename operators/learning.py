@@ -219,6 +219,27 @@ def fit(
         return training.finish()
 
 
+def seed_of(seed: int, purpose: str, index: int) -> int:
+    """Seed of a generator of its own, which no other index of a purpose shares.
+
+    Parameters
+    ----------
+    seed
+        Of the training.
+    purpose
+        What the numbers are for.
+    index
+        Which one.
+
+    Returns
+    -------
+    int
+        Below 2³²: torch's CPU generator uses no more of its seed.
+    """
+    start = int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4])
+    return (start + index * 0x9E3779B1) % 2**32  # an odd stride visits all before one comes a second time
+
+
 def _run(
     training: "_Training", loss: Loss, sample: Sample, validate: Validate | None, progress: Progress | None
 ) -> None:
@@ -323,7 +344,7 @@ class _Training:
     def validate(self, validate: Validate) -> None:
         """Validate the present weights, and keep them if they are the best so far."""
         name, sign = self.plan.metric, 1 if self.plan.metric_goal == "min" else -1
-        _seed_global_generators(_seed_of(self.plan.seed, "validation", 0), self.processes.device)
+        _seed_global_generators(seed_of(self.plan.seed, "validation", 0), self.processes.device)
         with self._averaged(), _mode(self.model, training=False), torch.no_grad():
             metrics = {key: float(value) for key, value in validate(self.model).items()}
         if name not in metrics:
@@ -356,8 +377,8 @@ class _Training:
 
     def _add_gradient(self, loss: Loss, sample: Sample, index: int) -> torch.Tensor:
         plan, device = self.plan, self.processes.device
-        _seed_global_generators(_seed_of(plan.seed, "model", index), device)
-        generator = torch.Generator().manual_seed(_seed_of(plan.seed, "sample", index))
+        _seed_global_generators(seed_of(plan.seed, "model", index), device)
+        generator = torch.Generator().manual_seed(seed_of(plan.seed, "sample", index))
         batch = _moved(sample(index, generator), device)
         with torch.autocast(device.type, torch.bfloat16, enabled=plan.mixed_precision and device.type == "cuda"):
             value = loss(self.model, batch)
@@ -623,12 +644,6 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _seed_of(seed: int, purpose: str, index: int) -> int:
-    # torch's CPU generator uses 32 bits of its seed. An odd stride visits all of them before one comes a second time.
-    start = int.from_bytes(hashlib.sha256(f"{purpose} {seed}".encode()).digest()[:4])
-    return (start + index * 0x9E3779B1) % 2**32
 
 
 def _schedule(plan: TrainingPlan, step: int) -> float:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -152,6 +153,93 @@ class Refinement(Reconstructor):
         if x0.dtype.to_real() != y.dtype.to_real():
             raise TypeError(f"x0 is {x0.dtype} and the data are {y.dtype}; convert one of them.")
         return x0
+
+
+class StagedRefinement(Refinement):
+    """A refinement in stages, x ← prior_i(data_i(x)), whose priors can be trained one by one on parts of images.
+
+    A subclass sets ``n_stages`` and writes ``_data_step`` and ``prior_step``; a call then takes all stages in turn, or
+    whatever comes to the same.
+    """
+
+    n_stages: int
+
+    @abstractmethod
+    def _data_step(self, i: int, x: torch.Tensor, y: torch.Tensor, A: LinearOperator) -> torch.Tensor:
+        """What the prior of stage ``i`` sees, from the image of the stage before; all of them scaled."""
+
+    @abstractmethod
+    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor) -> torch.Tensor:
+        """Apply the prior of a stage, which may be done to parts of images.
+
+        Parameters
+        ----------
+        i
+            The stage.
+        x
+            What `stage_inputs` returned, or a part of it, ``(*batch, y, x)``.
+        noise_std
+            Noise level of the data as `stage_inputs` returned it, real ``batch``.
+
+        Returns
+        -------
+        torch.Tensor
+            Images like ``x``.
+        """
+
+    def stage_inputs(
+        self,
+        y: torch.Tensor,
+        A: LinearOperator,
+        noise_std: float | torch.Tensor,
+        x0: torch.Tensor | None = None,
+        *,
+        n_stages: int | None = None,
+    ) -> "StageInputs":
+        """Reconstruct, and keep what the priors see.
+
+        Parameters
+        ----------
+        y, A, noise_std, x0
+            As in a call.
+        n_stages
+            How many stages; all by default.
+
+        Returns
+        -------
+        StageInputs
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in a call.
+        """
+        (x, y, A, noise), spread = self._scaled(y, A, noise_std, self._checked_start(x0, y, A))
+        n_stages = self.n_stages if n_stages is None else n_stages
+        images: list[torch.Tensor] = []
+        for i in range(n_stages):
+            images.append(self._data_step(i, x, y, A))
+            if i + 1 < n_stages:
+                x = self.prior_step(i, images[i], noise)
+        return StageInputs(torch.stack(images), noise, spread)
+
+
+class StageInputs(NamedTuple):
+    """What the priors of a `StagedRefinement` see.
+
+    Parameters
+    ----------
+    images
+        ``(stage, *batch, *A.domain.shape)``, divided by ``scale``.
+    noise_std
+        Noise level of the data, real ``batch``, divided likewise.
+    scale
+        Real, broadcasting with images of the batch.
+    """
+
+    images: torch.Tensor
+    noise_std: torch.Tensor
+    scale: torch.Tensor
 
 
 def norm_for_steps(A: LinearOperator) -> torch.Tensor:

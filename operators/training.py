@@ -12,6 +12,7 @@ from operators.configuration import TrainingConfig
 from operators.learning import FitResult, Loss, Progress, Sample, Validate, fit
 from operators.model_building import Models
 from operators.reconstructor import Reconstructor
+from operators.staged_training import DrawScan, Stages, fit_stages
 
 
 def starting_model(models: Models, config: TrainingConfig) -> Reconstructor:
@@ -86,20 +87,67 @@ def train_to_checkpoint(
     InputError
         If the folder holds another training, or the training fails.
     """
+    identity = config.identity()
+    plan = config.training
     result = fit(
+        model, loss, sample, plan, folder, validate=validate, config=identity, progress=progress, device=device
+    )
+    return _written(_checkpoint(config, result, data, definitions, trained_ranges), config, folder)
+
+
+def train_stages_to_checkpoint(
+    model: Reconstructor,
+    draw_scan: DrawScan,
+    stages: Stages,
+    validate: Validate,
+    config: TrainingConfig,
+    folder: Path | str,
+    *,
+    data: str,
+    definitions: Mapping[str, str],
+    trained_ranges: Mapping[str, tuple[float, float]],
+    device: str | torch.device = "cpu",
+    progress: Progress | None = None,
+) -> Path:
+    """Train a model stage by stage, or go on with that, as `operators.staged_training.fit_stages` does.
+
+    Parameters
+    ----------
+    model
+        What `starting_model` returned.
+    draw_scan, stages, validate
+        As for `operators.staged_training.fit_stages`.
+    config, folder, data, definitions, trained_ranges, device, progress
+        As for `train_to_checkpoint`.
+
+    Returns
+    -------
+    Path
+        The checkpoint, ``folder/name.pt``.
+
+    Raises
+    ------
+    InputError
+        If the folder holds another training, or the training fails.
+    """
+    result = fit_stages(
         model,
-        loss,
-        sample,
+        draw_scan,
+        stages,
         config.training,
         folder,
+        batch_size=config.training.batch_size,
         validate=validate,
         config=config.identity(),
         progress=progress,
         device=device,
     )
+    return _written(_checkpoint(config, result, data, definitions, trained_ranges), config, folder)
+
+
+def _written(checkpoint: Checkpoint, config: TrainingConfig, folder: Path | str) -> Path:
     path = Path(folder) / f"{config.name}.pt"
     if not distributed.is_initialized() or distributed.get_rank() == 0:
-        checkpoint = _checkpoint(config, result, data, definitions, trained_ranges)
         save_checkpoint(path, checkpoint, overwrite=True)
     return path
 

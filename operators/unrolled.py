@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 from operators.consistency import Consistency
 from operators.linear_operator import LinearOperator
 from operators.priors.prior import Prior
-from operators.reconstructor import Refinement
+from operators.reconstructor import StagedRefinement
 
 GradientOf = Literal["iterations", "checkpointed"]
 
 
-class Unrolled(Refinement):
+class Unrolled(StagedRefinement):
     """x ← consistency(prior(x), y, A), a fixed number of times.
 
     With noise levels of its own, the prior is told √(s_i² + σ²) in iteration i. The errors of the image there have two
@@ -64,7 +64,7 @@ class Unrolled(Refinement):
         super().__init__()
         self.priors = nn.ModuleList([priors] if isinstance(priors, Prior) else priors)
         self.consistencies = nn.ModuleList([consistencies] if isinstance(consistencies, Consistency) else consistencies)
-        self.n_iterations = n_iterations
+        self.n_iterations = self.n_stages = n_iterations
         self.data_first = data_first
         for name, modules in (("priors", self.priors), ("consistencies", self.consistencies)):
             if len(modules) not in (1, n_iterations):
@@ -104,6 +104,29 @@ class Unrolled(Refinement):
             stacked=(self.n_iterations,),
         )
 
+    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor) -> torch.Tensor:
+        """Apply the prior of an iteration, with a fresh state; see `StagedRefinement.prior_step`."""
+        prior = self._prior(i)
+        state = prior.init(x, self._level(i, noise_std))
+        result: torch.Tensor = prior(x, state)[0]
+        return result
+
+    def _data_step(self, i: int, x: torch.Tensor, y: torch.Tensor, A: LinearOperator) -> torch.Tensor:
+        if self.data_first:
+            return self._consistency(i)(x, y, A)
+        return self._consistency(i - 1)(x, y, A) if i else x
+
+    def _prior(self, i: int) -> Prior:
+        return cast(Prior, self.priors[i % len(self.priors)])
+
+    def _consistency(self, i: int) -> Consistency:
+        return cast(Consistency, self.consistencies[i % len(self.consistencies)])
+
+    def _level(self, i: int, noise_std: torch.Tensor) -> torch.Tensor:
+        """What the prior of an iteration is told."""
+        levels = self.log_noise_levels
+        return noise_std if levels is None else torch.hypot(noise_std, levels[i].exp())
+
     def _reconstruct(
         self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
     ) -> torch.Tensor:
@@ -130,14 +153,11 @@ class Unrolled(Refinement):
     def _alternate(
         self, i: int, x: torch.Tensor, state: Any, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
     ) -> tuple[torch.Tensor, Any]:
-        prior = cast(Prior, self.priors[i % len(self.priors)])
-        consistency = self.consistencies[i % len(self.consistencies)]
+        prior, consistency = self._prior(i), self._consistency(i)
         if self.data_first:
             x = consistency(x, y, A)
-        if self.log_noise_levels is not None:
-            state = prior.init(x, torch.hypot(noise_std, self.log_noise_levels[i].exp()))
-        elif i < len(self.priors):
-            state = prior.init(x, noise_std)
+        if self.log_noise_levels is not None or i < len(self.priors):
+            state = prior.init(x, self._level(i, noise_std))
         x, state = prior(x, state)
         return (x if self.data_first else consistency(x, y, A)), state
 

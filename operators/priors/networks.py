@@ -1,19 +1,20 @@
-"""Networks in image space, alone and unrolled with the data: the learned reconstructions others are compared with."""
+"""Networks in image space, alone and unrolled with the data: DeepGSR, and learned reconstructions to compare with."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from operators.consistency import GradientStep, ProximalStep
+from operators.consistency import FilteredStep, GradientStep, ProximalStep
 from operators.linear_operator import LinearOperator
+from operators.priors.deepgsr import GroupSparsePrior, Shrinkage
 from operators.priors.denoiser import ConvolutionalDenoiser, UNetDenoiser
 from operators.priors.prior import Prior
-from operators.reconstructor import Refinement
-from operators.unrolled import Unrolled
+from operators.reconstructor import Refinement, StagedRefinement
+from operators.unrolled import GradientOf, Unrolled
 
 
-class ImageUNet(Refinement):
+class ImageUNet(StagedRefinement):
     """The image it starts from plus what a U-Net adds to it; the data are not seen again.
 
     Parameters
@@ -32,12 +33,20 @@ class ImageUNet(Refinement):
     def __init__(self, *, n_channels: int = 2, base: int = 32, n_stages: int = 4) -> None:
         super().__init__()
         self.denoiser = UNetDenoiser(n_channels=n_channels, base=base, n_stages=n_stages)
+        self.n_stages = 1
+
+    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor) -> torch.Tensor:
+        """Apply the network, see `StagedRefinement.prior_step`."""
+        image: torch.Tensor = self.denoiser(x, noise_std)[0]
+        return image
+
+    def _data_step(self, i: int, x: torch.Tensor, y: torch.Tensor, A: LinearOperator) -> torch.Tensor:
+        return x
 
     def _reconstruct(
         self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
     ) -> torch.Tensor:
-        image: torch.Tensor = self.denoiser(x0, noise_std)[0]
-        return image
+        return self.prior_step(0, x0, noise_std)
 
 
 class VariationalNetwork(Refinement):
@@ -133,3 +142,60 @@ def modl(
     """
     denoiser = ConvolutionalDenoiser(n_channels=n_channels, n_layers=n_layers, width=width)
     return Unrolled(denoiser, ProximalStep(weight), n_iterations)
+
+
+def deepgsr(
+    *,
+    n_channels: int = 2,
+    n_iterations: int = 5,
+    shrinkage: Shrinkage = "lowrank",
+    n_blocks: int = 6,
+    width: int = 32,
+    n_token_channels: int = 96,
+    n_hidden: int = 128,
+    first_level: float = 0.1,
+    last_level: float = 0.02,
+    gradient: GradientOf = "iterations",
+) -> Unrolled:
+    """Alternate a step towards the data, filtered where A is a projection, with one group-sparse prior.
+
+    Parameters
+    ----------
+    n_channels
+        2 for complex images, 1 for real ones.
+    n_iterations
+        Number of alternations. The step of each is learned, and so is what the prior takes for noise in it.
+    shrinkage, n_blocks, width, n_token_channels, n_hidden
+        As in `operators.priors.deepgsr.GroupSparsePrior`.
+    first_level, last_level
+        Noise levels of the first and the last iteration at the start, in geometric progression between; see
+        `operators.unrolled.Unrolled`.
+    gradient
+        As in `operators.unrolled.Unrolled`.
+
+    Returns
+    -------
+    Unrolled
+        Untrained.
+
+    References
+    ----------
+    Jiang, Ji and Shi, DeepGSR: deep group-based sparse representation network for solving image inverse problems, 2026.
+    """
+    prior = GroupSparsePrior(
+        n_channels=n_channels,
+        shrinkage=shrinkage,
+        n_blocks=n_blocks,
+        width=width,
+        n_token_channels=n_token_channels,
+        n_hidden=n_hidden,
+    )
+    ratio = (last_level / first_level) ** (1 / max(n_iterations - 1, 1))
+    return Unrolled(
+        prior,
+        [FilteredStep() for _ in range(n_iterations)],
+        n_iterations,
+        noise_levels=[first_level * ratio**i for i in range(n_iterations)],
+        data_first=True,
+        gradient=gradient,
+    )

@@ -14,6 +14,7 @@ from operators.checkpoint import load_checkpoint
 from operators.errors import InputError
 from operators.linear_operator import LinearOperator
 from operators.reconstructor import Reconstructor
+from operators.staged_training import Stages
 from tests.reference.ct_study import data_in, write_people
 
 
@@ -132,12 +133,29 @@ def test_the_goal_of_a_metric_is_checked() -> None:
         Plan(metric="rmse_hu", **plan)
 
 
+def test_a_reconstruction_is_trained_stage_by_stage(config: TrainingConfig, tmp_path: Path) -> None:
+    arguments = {"n_iterations": 2, "n_blocks": 1, "width": 4, "n_token_channels": 8, "n_hidden": 4}
+    staged = replace(
+        config,
+        model=Model(kind="deepgsr", arguments=arguments),
+        training=replace(config.training, validate_every=None),
+        stages=Stages(n_rounds=2, n_scans=2, crop=20, margin=2),
+    )
+    checkpoint = load_checkpoint(train(staged, tmp_path / "staged"))
+    assert checkpoint.n_steps == 12
+    untrained = MODELS.build("deepgsr", arguments).state_dict()
+    assert not torch.equal(checkpoint.state["priors.0.tail.bias"], untrained["priors.0.tail.bias"])
+    with pytest.raises(InputError, match="Multiple has no stages"):
+        train(replace(config, stages=Stages(n_rounds=2)), tmp_path / "none")
+
+
 @pytest.mark.realdata
 def test_the_committed_training_runs_on_real_people(data_folder: Path, tmp_path: Path) -> None:
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "configs" / "sparse_ct_unet.toml"
     config = read_config(path, TrainingConfig)
     lidc, _, own, sharp, _ = config.data.sources
     assert "unet" in MODELS
+    assert config.stages is not None
     data: Data = replace(
         config.data,
         matrix=32,
@@ -151,6 +169,7 @@ def test_the_committed_training_runs_on_real_people(data_folder: Path, tmp_path:
         data=data,
         model=Model(kind="unet", arguments={"base": 4, "n_stages": 2}),
         training=replace(config.training, n_steps=3, n_warm_up=0, batch_size=1, n_validation_cases=2),
+        stages=replace(config.stages, n_scans=2, crop=16, margin=2),
     )
     checkpoint = load_checkpoint(train(small, tmp_path / "run"))
     assert checkpoint.trained_ranges["n_views"] == (60.0, 180.0)

@@ -374,7 +374,7 @@ def test_each_index_has_a_generator_of_its_own(tmp_path: Path) -> None:
     fit(_Linear(), _loss, sample, replace(PLAN, n_batches=3), tmp_path / "run")
     assert list(drawn) == list(range(36))
     assert len(set(drawn.values())) == 36
-    seeds = {learning._seed_of(3, "sample", index) for index in range(10**5)}
+    seeds = {learning.seed_of(3, "sample", index) for index in range(10**5)}
     assert len(seeds) == 10**5
 
 
