@@ -29,6 +29,7 @@ import torch
 from harness import Row, arguments, declare_torchvision_operators, report, report_quality
 from torch.nn import functional
 
+from mrirecon.models import build_model
 from operators.dictionary import ConvolutionalDictionary
 from operators.elementary import Mask
 from operators.fields import root_mean_square
@@ -36,7 +37,7 @@ from operators.filters import random_filters
 from operators.fourier import Fourier
 from operators.linear_operator import LinearOperator
 from operators.priors.csc import ConvolutionalSparseCoding, GradientOf, published
-from operators.priors.sparsity import Estimate, ExchangingMaps, FilterMaps, Maps, SparsityMaps
+from operators.priors.sparsity import Estimate, FilterMaps, Maps, SparsityMaps
 from operators.priors.unet import UNet
 
 Apply = Callable[[torch.Tensor], torch.Tensor]
@@ -266,7 +267,7 @@ def _plain_convolution(layer: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     """Run every case."""
-    options = arguments(__doc__ or "")
+    options = arguments(__doc__ or "", parts=("training", "inference", "threads"))
     if options.quick:
         inference = [Case(64, 8, 7, n_iterations=16, n_rounds=2)]
         training = [Case(48, 4, 5, n_iterations=8, n_rounds=1)]
@@ -280,19 +281,27 @@ def main() -> None:
         training = [Case(128, 32, 9, n_rounds=2), Case(128, 64, 11, n_rounds=1, is_large=True)]
     rows: list[Row] = []
     memory: list[dict[str, str | float]] = []
-    for case in training:
+    for case in training if "training" in options.parts else ():
         for given_maps in (True, False):
             steps = _training_steps(case, given_maps=given_maps)
-            rows += [row for row, _ in steps]
+            rows += _announced([row for row, _ in steps])
             memory += _memory_rows(steps)
-    for case in inference:
+    for case in inference if "inference" in options.parts else ():
         for given_maps in (True, False):
-            rows += _inference(case, given_maps=given_maps)
-        rows += _inference_by_default(case)
-    if not options.quick:
-        rows += _in_another_process(_on_two_threads, inference[0])
-    report_quality("csc memory", memory)
+            rows += _announced(_inference(case, given_maps=given_maps))
+        rows += _announced(_inference_by_default(case))
+    if "threads" in options.parts and not options.quick:
+        rows += _announced(_in_another_process(_on_two_threads, inference[0]))
+    if memory:
+        report_quality("csc memory", memory)
     report("csc", rows)
+
+
+def _announced(rows: list[Row]) -> list[Row]:
+    """Say at once what was measured: the tables come at the end, after half an hour."""
+    for row in rows:
+        print(f"{row.case}, {row.what}, {row.candidate}: {row.ms:.0f} ms, error {row.error:.1e}", file=sys.stderr)
+    return rows
 
 
 @torch.no_grad()
@@ -310,7 +319,7 @@ def _inference(case: Case, *, given_maps: bool) -> list[Row]:
 
 @torch.no_grad()
 def _inference_by_default(case: Case) -> list[Row]:
-    """What one gets without options: 30 steps, three times maps at half the resolution; no peer has it."""
+    """The network that reconstructs without options, untrained; no peer has it."""
     model, (y, mask), A = _default_model(case), case.scan(), case.imaging()
     call = functools.partial(model, y, A, _NOISE_STD)
     reference = call() if case.is_large else _in_double_precision(model, y, mask)
@@ -415,7 +424,9 @@ def _in_double_precision(model: ConvolutionalSparseCoding, y: torch.Tensor, mask
 def _default_model(case: Case) -> ConvolutionalSparseCoding:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return ConvolutionalSparseCoding(case.filters(), ExchangingMaps())
+        model = build_model("csc", {"n_iterations": 24, "n_stages": 2})  # as configs/lowfield_csc.toml
+    assert isinstance(model, ConvolutionalSparseCoding)
+    return model.with_filters(case.filters()).eval()
 
 
 def _converged(case: Case, mask: torch.Tensor) -> Parts:

@@ -4,7 +4,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,11 @@ class Row:
     error: float
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """Options that every benchmark has."""
+def arguments(description: str, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """Options that every benchmark has; and which of its parts to run, all by default."""
     parser = argparse.ArgumentParser(description=description)
+    if parts:
+        parser.add_argument("--parts", nargs="+", choices=parts, default=parts, help="what to run")
     parser.add_argument("--quick", action="store_true", help="smaller cases, under 40 seconds")
     parser.add_argument("--threads", type=int, default=1, help="number of threads (1: ratios hold across machines)")
     parsed = parser.parse_args()

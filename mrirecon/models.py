@@ -32,12 +32,12 @@ def _tv_maps(*, base: int = 16, n_stages: int = 3, n_iterations: int = 128) -> T
 
 def _deepgsr(
     *,
-    n_iterations: int = 6,
+    n_iterations: int = 5,
     shrinkage: Shrinkage = "lowrank",
     n_blocks: int = 4,
-    width: int = 24,
-    n_token_channels: int = 64,
-    n_hidden: int = 64,
+    width: int = 16,
+    n_token_channels: int = 48,
+    n_hidden: int = 48,
     first_level: float = 0.3,
     last_level: float = 0.05,
 ) -> Unrolled:
