@@ -108,7 +108,7 @@ def fit_stages(
 
     Each round is a training of `operators.learning.fit` in a folder of its own, with all that this says of being
     stopped; what the priors see is computed again when a round goes on, from the same weights. The loss is the mean
-    squared error, relative to that of what the prior of the stage sees.
+    squared error, relative to that of what the prior sees in this scan at this stage.
 
     Parameters
     ----------
@@ -219,7 +219,7 @@ class _Kept(NamedTuple):
     images: torch.Tensor  # (stage, y, x)
     target: torch.Tensor
     noise_std: torch.Tensor
-    used: torch.Tensor  # where a loss is taken
+    weights: torch.Tensor  # of squared errors, (stage, y, x)
 
 
 class _Seen:
@@ -239,7 +239,6 @@ class _Seen:
         self.n_stages, self.draw_scan, self.stages = n_stages, draw_scan, stages
         self.seed, self.device, self.report = seed, device, report
         self.kept: list[_Kept] = []
-        self.errors: list[float] = []
 
     def report_step(self, n_done: int, _: int) -> None:
         """Tell how many steps of the round are done."""
@@ -261,9 +260,6 @@ class _Seen:
             scan = self.draw_scan(j, torch.Generator().manual_seed(seed_of(self.seed, "scan", j)))
             self.kept.append(self._kept(scan))
             self.report(j + 1)
-        for stage in range(self.n_stages):
-            errors = [(k.images[stage] - k.target).abs().square()[k.used].mean() for k in self.kept]
-            self.errors.append(float(torch.stack(errors).mean()))
 
     def _kept(self, scan: Scan) -> _Kept:
         if min(scan.target.shape) < self.stages.crop:
@@ -272,9 +268,11 @@ class _Seen:
         A = scan.A.to(self.device)
         self.model.to(self.device)
         seen = self.model.stage_inputs(cast(torch.Tensor, y), A, scan.noise_std, x0, n_stages=self.n_stages)
-        used = torch.ones(scan.target.shape, dtype=torch.bool) if scan.ignored is None else ~scan.ignored
         images, scale = seen.images[:, 0].cpu(), seen.scale[0].cpu()
-        return _Kept(images, scan.target / scale, seen.noise_std[0].cpu(), used)
+        target = scan.target / scale
+        used = torch.ones(target.shape) if scan.ignored is None else (~scan.ignored).float()
+        power = (used * (images - target).abs().square()).sum(dim=(-2, -1), keepdim=True) / used.sum()
+        return _Kept(images, target, seen.noise_std[0].cpu(), used / torch.where(power > 0, power, 1.0))
 
     def _crop(self, stage: int, generator: torch.Generator) -> Sequence[torch.Tensor]:
         kept = self.kept[int(torch.randint(len(self.kept), (), generator=generator))]
@@ -287,7 +285,7 @@ class _Seen:
         window = slice(top, top + size), slice(left, left + size)
         weights = torch.zeros(size, size)
         inner = slice(margin, size - margin)
-        weights[inner, inner] = kept.used[window][inner, inner] / self.errors[stage]
+        weights[inner, inner] = kept.weights[stage][window][inner, inner]
         turns, mirrored = int(torch.randint(4, (), generator=generator)), int(torch.randint(2, (), generator=generator))
 
         def turned(t: torch.Tensor) -> torch.Tensor:
