@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -18,7 +19,11 @@ from operators.priors.primal_dual import LearnedPrimalDual
 from operators.priors.sparsity import ExchangingMaps
 from operators.priors.tv_maps import TotalVariationMaps
 from operators.projection import Projection
+from operators.reconstructor import StagedRefinement
+from operators.total_variation_start import AfterTotalVariation
 from operators.unrolled import Unrolled
+
+Start = Literal["fbp", "tv"]
 
 _DICTIONARIES = Path(__file__).parent / "weights" / "dictionaries"
 _DICTIONARY = "dct-32x9"
@@ -74,8 +79,14 @@ def apply_model(
     return model(scale * y, scale * A, scale * noise)
 
 
-def _unet(*, base: int = 32, n_stages: int = 4) -> ImageUNet:
-    return ImageUNet(n_channels=1, base=base, n_stages=n_stages)
+def _unet(*, start: Start = "fbp", base: int = 32, n_stages: int = 4) -> StagedRefinement:
+    return _started(start, ImageUNet(n_channels=1, base=base, n_stages=n_stages))
+
+
+def _started(start: Start, refinement: StagedRefinement) -> StagedRefinement:
+    if start not in get_args(Start):
+        raise ValueError(f"start is {start!r}; expected one of {', '.join(map(repr, get_args(Start)))}.")
+    return AfterTotalVariation(refinement) if start == "tv" else refinement
 
 
 def _unrolled_unet(*, n_iterations: int = 5, base: int = 16, n_stages: int = 4, step: float = 1.0) -> Unrolled:
@@ -89,25 +100,31 @@ def _primal_dual(*, n_iterations: int = 10, width: int = 32) -> LearnedPrimalDua
 
 def _deepgsr(
     *,
-    n_iterations: int = 5,
+    start: Start = "tv",
+    n_iterations: int = 3,
     shrinkage: Shrinkage = "lowrank",
     n_blocks: int = 4,
     width: int = 24,
     n_token_channels: int = 64,
     n_hidden: int = 64,
-    first_level: float = 0.1,
-    last_level: float = 0.02,
-) -> Unrolled:
-    return deepgsr(
-        n_channels=1,
-        n_iterations=n_iterations,
-        shrinkage=shrinkage,
-        n_blocks=n_blocks,
-        width=width,
-        n_token_channels=n_token_channels,
-        n_hidden=n_hidden,
-        first_level=first_level,
-        last_level=last_level,
+    first_level: float = 0.025,
+    last_level: float = 0.015,
+    undersampling_power: float = 0.7,
+) -> StagedRefinement:
+    return _started(
+        start,
+        deepgsr(
+            n_channels=1,
+            n_iterations=n_iterations,
+            shrinkage=shrinkage,
+            n_blocks=n_blocks,
+            width=width,
+            n_token_channels=n_token_channels,
+            n_hidden=n_hidden,
+            first_level=first_level,
+            last_level=last_level,
+            undersampling_power=undersampling_power,
+        ),
     )
 
 
@@ -145,9 +162,11 @@ MODELS = Models(
 )
 """Name → function that builds the model, for real images, from keyword arguments that JSON can hold.
 
-``unet`` is `operators.priors.networks.ImageUNet` after filtered back-projection (FBPConvNet); ``unrolled-unet`` is
+``unet`` is `operators.priors.networks.ImageUNet`, after filtered back-projection (FBPConvNet) or, with ``start="tv"``,
+after total variation; ``unrolled-unet`` is
 `operators.unrolled.Unrolled` of one U-Net and `operators.consistency.FilteredStep`, whose ``step`` it takes;
-``primal-dual`` is `operators.priors.primal_dual.LearnedPrimalDual`; ``deepgsr`` is `operators.priors.networks.deepgsr`;
+``primal-dual`` is `operators.priors.primal_dual.LearnedPrimalDual`; ``deepgsr`` is `operators.priors.networks.deepgsr`,
+from either start;
 ``tv-maps`` is `operators.priors.tv_maps.TotalVariationMaps`; ``csc`` is
 `operators.priors.csc.ConvolutionalSparseCoding` with `operators.priors.sparsity.ExchangingMaps` and takes a
 ``dictionary``, as `operators.model_building.filters_of` does. Further kinds are added here.

@@ -18,7 +18,7 @@ from operators.linear_operator import LinearOperator
 from operators.projection import Projection
 from operators.proximal import project_nonnegative, soft_threshold
 from operators.solvers import cgls, fista, os_sart, sirt
-from operators.total_variation import TotalVariationProx
+from operators.total_variation_start import column_norm, step_of, total_variation_image
 from operators.voxel_grid import VoxelGrid
 from operators.wavelet import synthesis_frame
 
@@ -264,37 +264,30 @@ def _cgls(A: Projection, y: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 
 def _tv(A: Projection, y: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """Argmin ½‖√W (A x − y)‖² + λ Σ_r ‖(G x)_r‖₂, λ = regularisation · σ · column norm of A, by FISTA.
-
-    The root mean square of the columns of A is what a unit of noise in the sinogram becomes in Aᵀ(A x − y), so that
-    neither the number of views nor the units of length change what a strength means. AᵀA is so ill-conditioned that
-    a primal-dual method needs several times as many projections as FISTA with an inner proximal map.
-    """
+    """Argmin ½‖√W (A x − y)‖² + λ Σ_r ‖(G x)_r‖₂, see `total_variation_image`."""
     weighted, data = _weighted(A, y, settings)
-    strength = settings.regularisation * settings.noise_std * _column_norm(weighted)
-    return fista(
-        weighted,
+    return total_variation_image(
         data,
-        TotalVariationProx(A.domain, strength, project=_positive_part(settings)),
-        step=_step(weighted),
-        x0=_fbp(A, y, settings),
+        weighted,
+        settings.noise_std,
+        regularisation=settings.regularisation,
         n_iterations=settings.n_iterations,
-        rtol=1e-4,
-        restart=True,
-    ).value
+        x0=_fbp(A, y, settings),
+        project=_positive_part(settings),
+    )
 
 
 def _wavelet(A: Projection, y: torch.Tensor, settings: Settings) -> torch.Tensor:
     """S argmin ½‖√W (A S c − y)‖² + λ ‖detail part of c‖₁, S the wavelet synthesis, λ as for ``tv``, by FISTA."""
     weighted, data = _weighted(A, y, settings)
     wavelet, synthesis = synthesis_frame(A.domain)
-    threshold = settings.regularisation * settings.noise_std * _column_norm(weighted)
+    threshold = settings.regularisation * settings.noise_std * column_norm(weighted, y)
     thresholds = threshold * wavelet.detail_mask().to(y.device)
     codes = fista(
         weighted @ synthesis,
         data,
         lambda c, step: soft_threshold(c, step * thresholds),
-        step=_step(weighted),
+        step=step_of(weighted),
         x0=synthesis.adjoint(_fbp(A, y, settings)),
         n_iterations=settings.n_iterations,
         rtol=1e-4,
@@ -337,20 +330,6 @@ def _weighted(A: Projection, y: torch.Tensor, settings: Settings) -> tuple[Linea
         return A, y
     roots = settings.weights.sqrt()
     return Diagonal(roots, A.codomain) @ A, roots * y
-
-
-def _step(A: LinearOperator) -> torch.Tensor:
-    """Step of a gradient method: just below 1/‖A‖², whose estimate comes from below."""
-    return 1 / (1.02 * A.norm().square())
-
-
-def _column_norm(A: LinearOperator) -> torch.Tensor:
-    """Root mean square of the norms of A's columns, by random signs (Hutchinson's estimator); ``(*batch, 1, 1)``."""
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(0, 2, (8, *(1 for _ in A.batch_shape), *A.domain.shape), generator=generator)
-    probes = (2 * signs - 1).to(A.adjoint(torch.zeros(*A.batch_shape, *A.codomain.shape)))
-    power = A(probes).square().sum(dim=A.codomain.dims).mean(dim=0) / A.domain.size
-    return power.sqrt().reshape(*power.shape, *(1 for _ in A.domain.shape))
 
 
 def _whitened_residual(A: Projection, image: torch.Tensor, y: torch.Tensor, settings: Settings) -> torch.Tensor:

@@ -169,7 +169,7 @@ class StagedRefinement(Refinement):
         """What the prior of stage ``i`` sees, from the image of the stage before; all of them scaled."""
 
     @abstractmethod
-    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor) -> torch.Tensor:
+    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor, undersampling: torch.Tensor) -> torch.Tensor:
         """Apply the prior of a stage, which may be done to parts of images.
 
         Parameters
@@ -178,8 +178,8 @@ class StagedRefinement(Refinement):
             The stage.
         x
             What `stage_inputs` returned, or a part of it, ``(*batch, y, x)``.
-        noise_std
-            Noise level of the data as `stage_inputs` returned it, real ``batch``.
+        noise_std, undersampling
+            As `stage_inputs` returned them, real ``batch``.
 
         Returns
         -------
@@ -215,13 +215,14 @@ class StagedRefinement(Refinement):
             As in a call.
         """
         (x, y, A, noise), spread = self._scaled(y, A, noise_std, self._checked_start(x0, y, A))
+        ratio = torch.full_like(noise, undersampling_of(A))
         n_stages = self.n_stages if n_stages is None else n_stages
         images: list[torch.Tensor] = []
         for i in range(n_stages):
             images.append(self._data_step(i, x, y, A))
             if i + 1 < n_stages:
-                x = self.prior_step(i, images[i], noise)
-        return StageInputs(torch.stack(images), noise, spread)
+                x = self.prior_step(i, images[i], noise, ratio)
+        return StageInputs(torch.stack(images), noise, ratio, spread)
 
 
 class StageInputs(NamedTuple):
@@ -233,13 +234,32 @@ class StageInputs(NamedTuple):
         ``(stage, *batch, *A.domain.shape)``, divided by ``scale``.
     noise_std
         Noise level of the data, real ``batch``, divided likewise.
+    undersampling
+        `undersampling_of` the operator, real ``batch``.
     scale
         Real, broadcasting with images of the batch.
     """
 
     images: torch.Tensor
     noise_std: torch.Tensor
+    undersampling: torch.Tensor
     scale: torch.Tensor
+
+
+def undersampling_of(A: LinearOperator) -> float:
+    """How many pixels there are for each sample.
+
+    Parameters
+    ----------
+    A
+        The forward operator; samples that a mask removes count.
+
+    Returns
+    -------
+    float
+        Positive.
+    """
+    return A.domain.size / A.codomain.size
 
 
 def norm_for_steps(A: LinearOperator) -> torch.Tensor:

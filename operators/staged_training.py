@@ -181,8 +181,8 @@ class Crops(NamedTuple):
         Index of the stage.
     seen, target
         Real or complex ``(crop, y, x)``.
-    noise_std
-        Noise level of the data, real ``crop``.
+    noise_std, undersampling
+        Of their scans, as in `operators.reconstructor.StageInputs`, real ``crop``.
     weights
         Of the squared errors of pixels, real ``(crop, y, x)``.
     """
@@ -191,6 +191,7 @@ class Crops(NamedTuple):
     seen: torch.Tensor
     target: torch.Tensor
     noise_std: torch.Tensor
+    undersampling: torch.Tensor
     weights: torch.Tensor
 
 
@@ -209,7 +210,7 @@ def loss_of(model: StagedRefinement, crops: Crops) -> torch.Tensor:
     torch.Tensor
         Real ``()``.
     """
-    error = model.prior_step(crops.stage, crops.seen, crops.noise_std) - crops.target
+    error = model.prior_step(crops.stage, crops.seen, crops.noise_std, crops.undersampling) - crops.target
     return (crops.weights * error.abs().square()).mean()
 
 
@@ -219,6 +220,7 @@ class _Kept(NamedTuple):
     images: torch.Tensor  # (stage, y, x)
     target: torch.Tensor
     noise_std: torch.Tensor
+    undersampling: torch.Tensor
     weights: torch.Tensor  # of squared errors, (stage, y, x)
 
 
@@ -251,8 +253,7 @@ class _Seen:
             self._compute()
         stage = int(torch.randint(self.n_stages, (), generator=generator))
         crops = [self._crop(stage, generator) for _ in range(n)]
-        seen, target, noise_std, weights = (torch.stack(part) for part in zip(*crops, strict=True))
-        return Crops(stage, seen, target, noise_std, weights)
+        return Crops(stage, *(torch.stack(part) for part in zip(*crops, strict=True)))
 
     @torch.no_grad()
     def _compute(self) -> None:
@@ -272,7 +273,8 @@ class _Seen:
         target = scan.target / scale
         used = torch.ones(target.shape) if scan.ignored is None else (~scan.ignored).float()
         power = (used * (images - target).abs().square()).sum(dim=(-2, -1), keepdim=True) / used.sum()
-        return _Kept(images, target, seen.noise_std[0].cpu(), used / torch.where(power > 0, power, 1.0))
+        weights = used / torch.where(power > 0, power, 1.0)
+        return _Kept(images, target, seen.noise_std[0].cpu(), seen.undersampling[0].cpu(), weights)
 
     def _crop(self, stage: int, generator: torch.Generator) -> Sequence[torch.Tensor]:
         kept = self.kept[int(torch.randint(len(self.kept), (), generator=generator))]
@@ -291,4 +293,5 @@ class _Seen:
         def turned(t: torch.Tensor) -> torch.Tensor:
             return torch.rot90(t.flip(-1) if mirrored else t, turns, (-2, -1)).contiguous()
 
-        return turned(kept.images[stage][window]), turned(kept.target[window]), kept.noise_std, turned(weights)
+        seen, target, weights = map(turned, (kept.images[stage][window], kept.target[window], weights))
+        return seen, target, kept.noise_std, kept.undersampling, weights

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from operators.consistency import Consistency
 from operators.linear_operator import LinearOperator
 from operators.priors.prior import Prior
-from operators.reconstructor import StagedRefinement
+from operators.reconstructor import StagedRefinement, undersampling_of
 
 GradientOf = Literal["iterations", "checkpointed"]
 
@@ -19,10 +19,11 @@ GradientOf = Literal["iterations", "checkpointed"]
 class Unrolled(StagedRefinement):
     """x ← consistency(prior(x), y, A), a fixed number of times.
 
-    With noise levels of its own, the prior is told √(s_i² + σ²) in iteration i. The errors of the image there have two
-    sources that know nothing of each other, so their variances add: σ is the noise of the data, and s_i, learned, is
-    what undersampling and the iterations before have left, relative to the root mean square of x₀. Where the data
-    determine little, s_i is nearly all; where they are noisy, σ stays what it is measured to be.
+    With noise levels of its own, the prior is told √(s_i² ρ^2p + σ²) in iteration i. The errors of the image there have
+    two sources that know nothing of each other, so their variances add: σ is the noise of the data, and s_i ρ^p is what
+    undersampling and the iterations before have left, relative to the root mean square of x₀, with ρ pixels for each
+    sample. s_i is learned, and so is p unless it is zero. Where the data determine little, s_i ρ^p is nearly all; where
+    they are noisy, σ stays what it is measured to be.
 
     Parameters
     ----------
@@ -35,6 +36,8 @@ class Unrolled(StagedRefinement):
     noise_levels
         s_i at the start, positive, one for each iteration. The prior then makes its state anew in each. Without them,
         it makes its state once, from σ.
+    undersampling_power
+        p at the start. A positive one is for one reconstruction of scans with different numbers of views.
     data_first
         Take the data step first in each alternation, so that the prior has the last word.
     gradient
@@ -50,6 +53,7 @@ class Unrolled(StagedRefinement):
     """
 
     log_noise_levels: nn.Parameter | None
+    undersampling_power: nn.Parameter | None
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Unrolled(StagedRefinement):
         n_iterations: int,
         *,
         noise_levels: Sequence[float] | None = None,
+        undersampling_power: float = 0.0,
         data_first: bool = False,
         gradient: GradientOf = "iterations",
     ) -> None:
@@ -74,6 +79,8 @@ class Unrolled(StagedRefinement):
         self.gradient: GradientOf = gradient
         levels = None if noise_levels is None else nn.Parameter(_logarithms(noise_levels, n_iterations))
         self.register_parameter("log_noise_levels", levels)
+        power = nn.Parameter(torch.tensor(undersampling_power)) if undersampling_power else None
+        self.register_parameter("undersampling_power", power)
 
     def iterates(
         self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor, x0: torch.Tensor | None = None
@@ -104,10 +111,10 @@ class Unrolled(StagedRefinement):
             stacked=(self.n_iterations,),
         )
 
-    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor) -> torch.Tensor:
+    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor, undersampling: torch.Tensor) -> torch.Tensor:
         """Apply the prior of an iteration, with a fresh state; see `StagedRefinement.prior_step`."""
         prior = self._prior(i)
-        state = prior.init(x, self._level(i, noise_std))
+        state = prior.init(x, self._level(i, noise_std, undersampling))
         result: torch.Tensor = prior(x, state)[0]
         return result
 
@@ -122,10 +129,14 @@ class Unrolled(StagedRefinement):
     def _consistency(self, i: int) -> Consistency:
         return cast(Consistency, self.consistencies[i % len(self.consistencies)])
 
-    def _level(self, i: int, noise_std: torch.Tensor) -> torch.Tensor:
+    def _level(self, i: int, noise_std: torch.Tensor, undersampling: torch.Tensor) -> torch.Tensor:
         """What the prior of an iteration is told."""
-        levels = self.log_noise_levels
-        return noise_std if levels is None else torch.hypot(noise_std, levels[i].exp())
+        if self.log_noise_levels is None:
+            return noise_std
+        level = self.log_noise_levels[i].exp()
+        if self.undersampling_power is not None:
+            level = level * undersampling**self.undersampling_power
+        return torch.hypot(noise_std, level)
 
     def _reconstruct(
         self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
@@ -157,7 +168,8 @@ class Unrolled(StagedRefinement):
         if self.data_first:
             x = consistency(x, y, A)
         if self.log_noise_levels is not None or i < len(self.priors):
-            state = prior.init(x, self._level(i, noise_std))
+            ratio = torch.full_like(noise_std, undersampling_of(A))
+            state = prior.init(x, self._level(i, noise_std, ratio))
         x, state = prior(x, state)
         return (x if self.data_first else consistency(x, y, A)), state
 

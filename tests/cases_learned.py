@@ -27,6 +27,7 @@ from operators.priors.tv_maps import TotalVariationMaps
 from operators.projection import Projection
 from operators.reconstructor import Reconstructor
 from operators.sensitivity import Sensitivity
+from operators.total_variation_start import AfterTotalVariation
 from operators.unrolled import Unrolled
 
 SHAPE = (7, 10)
@@ -142,6 +143,7 @@ RECONSTRUCTOR_CASES: dict[str, Callable[[int], Reconstructor]] = {
         data_first=True,
         gradient="checkpointed",
     ),
+    "after_total_variation": lambda c: AfterTotalVariation(ImageUNet(n_channels=c, base=3, n_stages=2)),
     "primal_dual": lambda c: LearnedPrimalDual(
         n_channels=c, n_iterations=2, n_variables=2, width=4, gradient="checkpointed"
     ),

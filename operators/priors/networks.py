@@ -35,7 +35,7 @@ class ImageUNet(StagedRefinement):
         self.denoiser = UNetDenoiser(n_channels=n_channels, base=base, n_stages=n_stages)
         self.n_stages = 1
 
-    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor) -> torch.Tensor:
+    def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor, undersampling: torch.Tensor) -> torch.Tensor:
         """Apply the network, see `StagedRefinement.prior_step`."""
         image: torch.Tensor = self.denoiser(x, noise_std)[0]
         return image
@@ -46,7 +46,8 @@ class ImageUNet(StagedRefinement):
     def _reconstruct(
         self, x0: torch.Tensor, y: torch.Tensor, A: LinearOperator, noise_std: torch.Tensor
     ) -> torch.Tensor:
-        return self.prior_step(0, x0, noise_std)
+        image: torch.Tensor = self.denoiser(x0, noise_std)[0]
+        return image
 
 
 class VariationalNetwork(Refinement):
@@ -155,6 +156,7 @@ def deepgsr(
     n_hidden: int = 128,
     first_level: float = 0.1,
     last_level: float = 0.02,
+    undersampling_power: float = 0.0,
     gradient: GradientOf = "iterations",
 ) -> Unrolled:
     """Alternate a step towards the data, filtered where A is a projection, with one group-sparse prior.
@@ -170,7 +172,7 @@ def deepgsr(
     first_level, last_level
         Noise levels of the first and the last iteration at the start, in geometric progression between; see
         `operators.unrolled.Unrolled`.
-    gradient
+    undersampling_power, gradient
         As in `operators.unrolled.Unrolled`.
 
     Returns
@@ -196,6 +198,7 @@ def deepgsr(
         [FilteredStep() for _ in range(n_iterations)],
         n_iterations,
         noise_levels=[first_level * ratio**i for i in range(n_iterations)],
+        undersampling_power=undersampling_power,
         data_first=True,
         gradient=gradient,
     )

@@ -58,7 +58,7 @@ def test_what_priors_see_leads_to_what_a_call_returns(data_first: bool) -> None:
     torch.manual_seed(0)
     model = Unrolled(UNetDenoiser(n_channels=1, base=4), steps, 3, data_first=data_first)
     seen = model.stage_inputs(scan.y, scan.A, scan.noise_std)
-    last = model.prior_step(2, seen.images[2], seen.noise_std) * seen.scale
+    last = model.prior_step(2, seen.images[2], seen.noise_std, seen.undersampling) * seen.scale
     if not data_first:
         last = steps[2](last, scan.y, scan.A)
     assert seen.images.shape == (3, *_SHAPE)
@@ -152,9 +152,11 @@ def test_a_start_of_its_own_is_used(tmp_path: Path) -> None:
     class Watching(ImageUNet):
         """Keeps what the network sees."""
 
-        def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor) -> torch.Tensor:
+        def prior_step(
+            self, i: int, x: torch.Tensor, noise_std: torch.Tensor, undersampling: torch.Tensor
+        ) -> torch.Tensor:
             starts.append(x.detach())
-            return super().prior_step(i, x, noise_std)
+            return super().prior_step(i, x, noise_std, undersampling)
 
     def from_a_start(index: int, generator: torch.Generator) -> Scan:
         return draw_scan(index, generator)._replace(x0=torch.full(_SHAPE, 3.0))

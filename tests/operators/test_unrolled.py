@@ -104,6 +104,20 @@ def test_without_noise_levels_of_its_own_the_prior_is_told_that_of_the_data(gene
     torch.testing.assert_close(torch.stack(prior.told), expected.expand(2))
 
 
+def test_what_undersampling_leaves_grows_with_it(generator):
+    A = IMAGING_CASES["tomography"]()
+    y = scan_of(A, generator=generator)
+    prior = Shrink()
+    model = Unrolled(prior, Stay(), 2, noise_levels=(0.3, 0.2), undersampling_power=0.7).double()
+    model(y, A, 0.0)
+    ratio = A.domain.size / A.codomain.size
+    assert ratio != 1
+    expected = ratio**0.7 * torch.tensor([0.3, 0.2], dtype=torch.float64)
+    torch.testing.assert_close(torch.stack(prior.told), expected, rtol=1e-6, atol=0)
+    model(y, A, 0.1).square().sum().backward()
+    assert model.undersampling_power.grad != 0
+
+
 def test_noise_levels_learn(generator):
     A = IMAGING_CASES["coils"]()
     y = scan_of(A, generator=generator)
