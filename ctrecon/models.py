@@ -27,6 +27,7 @@ Start = Literal["fbp", "tv"]
 
 _DICTIONARIES = Path(__file__).parent / "weights" / "dictionaries"
 _DICTIONARY = "dct-32x9"
+_STRENGTH = 4.0  # of total variation where little noise lies over many unknowns
 
 
 def load_dictionary(name: str | Path) -> Dictionary:
@@ -86,7 +87,7 @@ def _unet(*, start: Start = "fbp", base: int = 32, n_stages: int = 4) -> StagedR
 def _started(start: Start, refinement: StagedRefinement) -> StagedRefinement:
     if start not in get_args(Start):
         raise ValueError(f"start is {start!r}; expected one of {', '.join(map(repr, get_args(Start)))}.")
-    return AfterTotalVariation(refinement) if start == "tv" else refinement
+    return AfterTotalVariation(refinement, regularisation=_STRENGTH) if start == "tv" else refinement
 
 
 def _unrolled_unet(*, n_iterations: int = 5, base: int = 16, n_stages: int = 4, step: float = 1.0) -> Unrolled:
@@ -101,13 +102,13 @@ def _primal_dual(*, n_iterations: int = 10, width: int = 32) -> LearnedPrimalDua
 def _deepgsr(
     *,
     start: Start = "tv",
-    n_iterations: int = 3,
+    n_iterations: int = 2,
     shrinkage: Shrinkage = "lowrank",
     n_blocks: int = 4,
     width: int = 24,
     n_token_channels: int = 64,
     n_hidden: int = 64,
-    first_level: float = 0.025,
+    first_level: float = 0.02,
     last_level: float = 0.015,
     undersampling_power: float = 0.7,
 ) -> StagedRefinement:

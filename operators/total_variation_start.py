@@ -104,24 +104,27 @@ def column_norm(A: LinearOperator, like: torch.Tensor) -> torch.Tensor:
 
 
 class AfterTotalVariation(StagedRefinement):
-    """A refinement that starts from `total_variation_image`, unless it is given another start.
+    """A refinement that starts from `total_variation_image`, whose iterations begin at x₀.
 
     Parameters
     ----------
     refinement
         What is made of it.
+    regularisation
+        Strength of the total variation relative to the noise.
     """
 
-    def __init__(self, refinement: StagedRefinement) -> None:
+    def __init__(self, refinement: StagedRefinement, *, regularisation: float = 1.0) -> None:
         super().__init__()
         self.refinement = refinement
+        self.regularisation = regularisation
         self.n_stages = refinement.n_stages
 
     def forward(
         self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor, x0: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Reconstruct images, see `operators.reconstructor.Refinement.forward`."""
-        image: torch.Tensor = self.refinement(y, A, noise_std, _total_variation(y, A, noise_std) if x0 is None else x0)
+        image: torch.Tensor = self.refinement(y, A, noise_std, self._smoothed(y, A, noise_std, x0))
         return image
 
     def stage_inputs(
@@ -134,8 +137,8 @@ class AfterTotalVariation(StagedRefinement):
         n_stages: int | None = None,
     ) -> StageInputs:
         """Reconstruct, and keep what the priors see; see `operators.reconstructor.StagedRefinement.stage_inputs`."""
-        x0 = _total_variation(y, A, noise_std) if x0 is None else x0
-        return self.refinement.stage_inputs(y, A, noise_std, x0, n_stages=n_stages)
+        start = self._smoothed(y, A, noise_std, x0)
+        return self.refinement.stage_inputs(y, A, noise_std, start, n_stages=n_stages)
 
     def prior_step(self, i: int, x: torch.Tensor, noise_std: torch.Tensor, undersampling: torch.Tensor) -> torch.Tensor:
         """Apply a prior, see `operators.reconstructor.StagedRefinement.prior_step`."""
@@ -149,6 +152,10 @@ class AfterTotalVariation(StagedRefinement):
     ) -> torch.Tensor:
         return self.refinement._reconstruct(x0, y, A, noise_std)
 
-
-def _total_variation(y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor) -> torch.Tensor:
-    return total_variation_image(y, A, noise_std, project=None if y.is_complex() else project_nonnegative)
+    def _smoothed(
+        self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor, x0: torch.Tensor | None
+    ) -> torch.Tensor:
+        project = None if y.is_complex() else project_nonnegative
+        return total_variation_image(
+            y, A, noise_std, regularisation=self.regularisation, x0=self._checked_start(x0, y, A), project=project
+        )

@@ -45,16 +45,22 @@ def test_samples_of_a_batch_have_noise_levels_of_their_own(generator: torch.Gene
     torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-3)
 
 
-def test_a_refinement_starts_from_the_total_variation_image_or_another(generator: torch.Generator) -> None:
+def test_a_refinement_starts_from_the_total_variation_image(generator: torch.Generator) -> None:
     A = IMAGING_CASES["tomography"]()
     y = A(torch.rand(A.domain.shape, generator=generator, dtype=torch.float64))
     inner = refinement()
-    model = AfterTotalVariation(inner)
-    start = total_variation_image(y, A, 0.2)
-    torch.testing.assert_close(model(y, A, 0.2), inner(y, A, 0.2, start))
-    zero = torch.zeros_like(start) + 1
-    torch.testing.assert_close(model(y, A, 0.2, zero), inner(y, A, 0.2, zero))
-    seen, own = model.stage_inputs(y, A, 0.2), inner.stage_inputs(y, A, 0.2, start)
+    model = AfterTotalVariation(inner, regularisation=3.0)
+    start = total_variation_image(y, A, 0.02, regularisation=3.0)
+    torch.testing.assert_close(model(y, A, 0.02), inner(y, A, 0.02, start))
+    seen, own = model.stage_inputs(y, A, 0.02), inner.stage_inputs(y, A, 0.02, start)
     torch.testing.assert_close(seen.images, own.images)
     last = model.prior_step(1, seen.images[1], seen.noise_std, seen.undersampling) * seen.scale
-    torch.testing.assert_close(last, model(y, A, 0.2))
+    torch.testing.assert_close(last, model(y, A, 0.02))
+
+
+def test_what_the_data_leave_open_is_taken_from_the_image_it_begins_at(generator: torch.Generator) -> None:
+    A = Diagonal(torch.arange(_SHAPE[1]).sub(5).clamp(0, 1).double().expand(_SHAPE), Space(_SHAPE, "real"))
+    truth = torch.ones(_SHAPE, dtype=torch.float64)
+    model = AfterTotalVariation(refinement())
+    torch.testing.assert_close(model(A(truth), A, 0.0, truth), model.refinement(A(truth), A, 0.0, truth))
+    assert (model(A(truth), A, 0.0) - model(A(truth), A, 0.0, truth)).abs().max() > 0.1
