@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ctrecon.method_names import DEFAULT_METHOD, METHOD_NAMES
+from ctrecon.method_names import DEFAULT_METAL_METHOD, DEFAULT_METHOD, METAL_METHOD_NAMES, METHOD_NAMES
 from operators.command_line import (
     AsJson,
     ConfigFile,
@@ -75,13 +75,6 @@ class AngleUnit(StrEnum):
 
     degrees = "degrees"
     radians = "radians"
-
-
-class MetalMethod(StrEnum):
-    """How the metal trace is filled."""
-
-    li = "li"
-    nmar = "nmar"
 
 
 class NoiseModel(StrEnum):
@@ -246,12 +239,14 @@ def reconstruct(
 def mar(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
     output: Output,
-    method: Annotated[MetalMethod, typer.Option(help="How the metal trace is filled.")] = MetalMethod.nmar,
+    method: Annotated[str | None, typer.Option(help=str(METAL_METHOD_NAMES), show_default=DEFAULT_METAL_METHOD)] = None,
+    weights: Weights = None,
     mask: Annotated[
         Path | None, typer.Option(help="NIfTI image of the metal, 1 = metal; by default it is segmented.")
     ] = None,
     threshold_hu: Annotated[float, typer.Option("--threshold-hu", help="Metal is what is brighter.")] = 2500.0,
     filter_name: FilterOption = Filter.ramp,
+    device: Device = "cpu",
     file_format: FileFormat = None,
     preview: Preview = False,
     window: WindowOption = None,
@@ -262,26 +257,31 @@ def mar(
     *,
     options: "ReadOptions",
 ) -> None:
-    """Reduce metal artefacts: fill the metal's trace in the sinogram, reconstruct, and put the metal back."""
+    """Reduce metal artefacts: replace the rays through metal or do without them, and put the metal back."""
     from ctrecon.io import read
-    from ctrecon.metal import reconstruct_without_metal
+    from ctrecon.metal import load_metal_method, reconstruct_without_metal
     from ctrecon.windows import chosen_window
     from operators.io.nifti import read_nifti_image
 
     chosen = file_format or format_told_by(output, several=len(files) > 1)
     seen = None if window is None else chosen_window(window)
     metal_mask = None if mask is None else read_nifti_image(mask)[0]
+    name = METAL_METHOD_NAMES.weights_of(method, weights, DEFAULT_METAL_METHOD, with_codes=False)
+    learned = None if name is None else load_metal_method(name)
 
     def work(file: Path, target: Path) -> None:
         check_outputs(target, chosen, preview=preview, overwrite=overwrite)
         sinogram = read(file, options)
-        result = reconstruct_without_metal(
-            sinogram,
-            method.value,
-            mask=metal_mask,
-            threshold_hu=threshold_hu,
-            filter=filter_name.value,
-        )
+        with progress(file.name) as report:
+            result = reconstruct_without_metal(
+                sinogram,
+                learned or method or DEFAULT_METAL_METHOD,
+                mask=metal_mask,
+                threshold_hu=threshold_hu,
+                filter=filter_name.value,
+                device=device,
+                progress=report,
+            )
         patient = dict(sinogram.patient) if identifiers else None
         _write(result, target, chosen, patient=patient, wide_range=wide_range, overwrite=overwrite)
         if preview:
@@ -367,11 +367,20 @@ def train(
 ) -> None:
     """Train a reconstruction from images; a training that was stopped goes on where it was."""
     from ctrecon.config import TrainingConfig, read_config
-    from ctrecon.training import train as run_training
+    from ctrecon.metal_evaluation import has_metal
 
-    settings = read_config(config, TrainingConfig)
-    with progress(settings.name) as report:
-        path = run_training(settings, output, device=device, progress=report)
+    if has_metal(config):
+        from ctrecon.metal_training import MetalTrainingConfig, train_metal
+
+        of_metal = read_config(config, MetalTrainingConfig)
+        with progress(of_metal.name) as report:
+            path = train_metal(of_metal, output, device=device, progress=report)
+    else:
+        from ctrecon.training import train as run_training
+
+        settings = read_config(config, TrainingConfig)
+        with progress(settings.name) as report:
+            path = run_training(settings, output, device=device, progress=report)
     log.print(f"Wrote {path}; the log and a picture of the loss are beside it.", soft_wrap=True)
 
 
@@ -384,11 +393,16 @@ def evaluate(
     """Compare methods on simulated scans: metrics for each slice, a summary and pictures."""
     from ctrecon.config import EvaluationConfig, read_config
     from ctrecon.evaluation import evaluate as run_evaluation
+    from ctrecon.metal_evaluation import MetalEvaluationConfig, evaluate_metal, has_metal
 
-    settings = read_config(config, EvaluationConfig)
     command = f"ctrecon evaluate {config} -o {output} --device {device}"
     with progress("evaluate") as report:
-        run_evaluation(settings, output, device=device, command=command, progress=report)
+        if has_metal(config):
+            of_metal = read_config(config, MetalEvaluationConfig)
+            evaluate_metal(of_metal, output, device=device, command=command, progress=report)
+        else:
+            settings = read_config(config, EvaluationConfig)
+            run_evaluation(settings, output, device=device, command=command, progress=report)
     log.print(f"Wrote {output / 'summary.md'}, metrics.csv and pictures.", soft_wrap=True)
 
 

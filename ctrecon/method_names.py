@@ -6,3 +6,7 @@ CLASSICAL_METHODS = ("fbp", "sirt", "os-sart", "cgls", "tv", "wavelet")
 LEARNED_METHODS: tuple[str, ...] = ()  # until trained weights come with the package
 DEFAULT_METHOD = "tv"
 METHOD_NAMES = MethodNames(CLASSICAL_METHODS, LEARNED_METHODS)
+
+METAL_METHODS: tuple[str, ...] = ()  # of metal artefact reduction, likewise
+DEFAULT_METAL_METHOD = "nmar"
+METAL_METHOD_NAMES = MethodNames(("li", "nmar", "tv"), METAL_METHODS)

@@ -15,7 +15,7 @@ from operators.io.nifti import write_nifti
 from operators.linear_operator import LinearOperator
 from operators.model_building import Models
 from operators.priors.csc import ConvolutionalSparseCoding, SparseCoding
-from operators.reconstructor import Reconstructor
+from operators.reconstructor import Reconstructor, Refinement
 from operators.voxel_grid import VoxelGrid
 
 
@@ -89,23 +89,39 @@ class TrainedModel:
                 name += f", dictionary {dictionary.name}"
         return cls(model.eval(), name, keep_codes)
 
-    def reconstruct(self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor) -> torch.Tensor:
+    @property
+    def refines(self) -> bool:
+        """Whether the model takes an image to start from."""
+        return isinstance(self.model, Refinement)
+
+    def reconstruct(
+        self, y: torch.Tensor, A: LinearOperator, noise_std: float | torch.Tensor, x0: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Reconstruct images without gradients, where the data are.
 
         Parameters
         ----------
         y, A, noise_std
             As for `operators.reconstructor.Reconstructor`.
+        x0
+            Images to start from, as for `operators.reconstructor.Refinement`.
 
         Returns
         -------
         torch.Tensor
             Images ``(*batch, *A.domain.shape)``.
+
+        Raises
+        ------
+        InputError
+            If ``x0`` is given to a model that takes none.
         """
+        if x0 is not None and not self.refines:
+            raise InputError(f"The method {self.name} takes no image to start from; leave x0 out, or choose another.")
         model = self.model.to(y.device)
         with torch.no_grad():
             if not self.keep_codes or not isinstance(model, ConvolutionalSparseCoding):
-                image: torch.Tensor = model(y, A, noise_std)
+                image: torch.Tensor = model(y, A, noise_std) if x0 is None else model(y, A, noise_std, x0)
                 return image
             explained = model.explain(y, A, noise_std)
         self.parts.append(explained)

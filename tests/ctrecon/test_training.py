@@ -144,7 +144,8 @@ def test_a_reconstruction_is_trained_stage_by_stage(config: TrainingConfig, tmp_
     checkpoint = load_checkpoint(train(staged, tmp_path / "staged"))
     assert checkpoint.n_steps == 12
     untrained = MODELS.build("deepgsr", arguments).state_dict()
-    assert not torch.equal(checkpoint.state["refinement.priors.0.tail.bias"], untrained["refinement.priors.0.tail.bias"])
+    bias = "refinement.priors.0.tail.bias"
+    assert not torch.equal(checkpoint.state[bias], untrained[bias])
     with pytest.raises(InputError, match="Multiple has no stages"):
         train(replace(config, stages=Stages(n_rounds=2)), tmp_path / "none")
 
