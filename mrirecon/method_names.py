@@ -6,12 +6,14 @@ CLASSICAL_METHODS = ("adjoint", "cg-sense", "tv", "wavelet")
 LEARNED_METHODS = (
     "csc",
     "csc-dictionaries",
+    "csc-published",
     "csc-v1",
     "csc-scalar",
     "unet",
     "modl",
     "varnet",
     "tv-maps",
+    "deepgsr",
 )
 DEFAULT_METHOD = "csc"
 METHOD_NAMES = MethodNames(CLASSICAL_METHODS, LEARNED_METHODS)

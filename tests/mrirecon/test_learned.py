@@ -29,6 +29,8 @@ SHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
     "csc": ("csc", SMALL["csc"]),
     "csc-dictionaries": ("csc", SMALL["csc"]),
     "csc-v1": ("csc-v1", {"dictionary": "dct-4x5", "base": 2, "n_map_stages": 2, "n_iterations": 3}),
+    "csc-published": ("csc-published", {"dictionary": "dct-4x5"}),
+    "deepgsr": ("deepgsr", {"n_iterations": 1, "n_blocks": 1, "width": 2, "n_token_channels": 4, "n_hidden": 2}),
     "csc-scalar": ("csc-scalar", {"dictionary": "dct-4x5", "n_iterations": 3}),
     "unet": ("unet", SMALL["unet"]),
     "modl": ("modl", {"n_iterations": 2, "n_layers": 2, "width": 2}),

@@ -20,6 +20,7 @@ SMALL = {
     "modl": {"n_iterations": 2, "n_layers": 2, "width": 2, "weight": 1},
     "varnet": {"n_cascades": 2, "base": 2, "n_stages": 2},
     "tv-maps": {"base": 2, "n_stages": 2, "n_iterations": 3},
+    "deepgsr": {"n_iterations": 2, "n_blocks": 1, "width": 2, "n_token_channels": 4, "n_hidden": 2},
     "csc-scalar": {"dictionary": DICTIONARY, "level": 1.0, "n_iterations": 3},
     "csc-v1": {"dictionary": DICTIONARY, "base": 2, "n_map_stages": 2, "n_iterations": 3, "gradient": "iterations"},
     "csc-published": {"dictionary": DICTIONARY},
