@@ -1,5 +1,6 @@
 """Images of people become sparse-view scans: slices from files in Hounsfield units, and line integrals with noise."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +38,8 @@ class Source(ImageSource):
         Name of the filter that the scanner reconstructed them with, or what else tells a person's images apart.
     pixel_mm
         Size of the pixels, for files that do not say it.
+    smoothing_mm
+        Standard deviation of a Gaussian that they are smoothed with, as if by a softer kernel.
 
     Raises
     ------
@@ -46,9 +49,12 @@ class Source(ImageSource):
 
     kernel: str = "unknown"
     pixel_mm: float | None = None
+    smoothing_mm: float = 0.0
 
     def __post_init__(self) -> None:
         ImageSource.__post_init__(self)
+        if not 0 <= self.smoothing_mm <= 10:
+            raise InputError(f"{self.path}: smoothing_mm is {self.smoothing_mm}; expected a size in mm, such as 0.7.")
         if self.pixel_mm is not None and not 0.01 <= self.pixel_mm <= 10:
             raise InputError(f"{self.path}: pixel_mm is {self.pixel_mm}; expected a size in mm, such as 0.7.")
 
@@ -324,7 +330,19 @@ def _attenuation(source: Source, path: Path, scanner: Scanner) -> tuple[torch.Te
     hu, grid, decisions = read_hu_image(path, voxel_mm=None if size is None else (size, size, 1.0))
     if any(decision.name == "pixel_spacing" for decision in decisions):
         raise InputError(f"{path} does not say how large its pixels are; give its source pixel_mm.")
-    return to_mu(hu.clamp_min(_AIR_HU), scanner.mu_water_per_mm), _fitting_pixel(grid, path, scanner)
+    mu = to_mu(hu.clamp_min(_AIR_HU), scanner.mu_water_per_mm)
+    return _smoothed(mu, source.smoothing_mm / grid.spacing_mm[-1]), _fitting_pixel(grid, path, scanner)
+
+
+def _smoothed(mu: torch.Tensor, std_pixels: float) -> torch.Tensor:
+    """Each slice convolved with a Gaussian; air lies around it."""
+    if std_pixels == 0:
+        return mu
+    radius = math.ceil(4 * std_pixels)
+    bell = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / std_pixels).square())
+    bell = (bell / bell.sum()).to(mu)
+    along_y = torch.nn.functional.conv2d(mu[:, None], bell[None, None, :, None], padding=(radius, 0))
+    return torch.nn.functional.conv2d(along_y, bell[None, None, None], padding=(0, radius))[:, 0]
 
 
 def _slices_of(source: Source, mu: torch.Tensor, fine: Projection, scanner: Scanner) -> list[Slice]:
