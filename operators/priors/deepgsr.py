@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import pywt
 import torch
@@ -62,7 +62,7 @@ class GroupSparsePrior(Prior):
     Parameters
     ----------
     n_channels
-        2 for complex images, 1 for real ones.
+        2 for complex images, 1 for real ones, 3 for colours, which go through `denoise_channels`.
     shrinkage
         ``"lowrank"``: `operators.priors.shrinkers.LowRankShrinker`, ``"prompt"``: `PromptShrinker`, ``"svd"``:
         `SingularValueShrinker`, slow.
@@ -163,9 +163,36 @@ class GroupSparsePrior(Prior):
             If the images are complex but the prior is for real ones, or the reverse, or the noise level does not have
             the leading dimensions of ``x``.
         """
-        noise_std = _noise_of_images(state, x)
-        noise = self._noise(x, noise_std)
-        return x + noise_std.unsqueeze(-1).unsqueeze(-1) * from_channels(noise, x), state
+        denoised = self.denoise_channels(self._channels(x), _noise_of_images(state, x).reshape(-1))
+        return from_channels(denoised, x), state
+
+    def denoise_channels(self, channels: torch.Tensor, noise_std: torch.Tensor) -> torch.Tensor:
+        """Denoise images of any number of channels, such as colours.
+
+        Parameters
+        ----------
+        channels
+            Real ``(image, channel, y, x)``.
+        noise_std
+            Noise level of each image, the same in its channels, real ``image``.
+
+        Returns
+        -------
+        torch.Tensor
+            D(x, σ), like ``channels``.
+
+        Raises
+        ------
+        ValueError
+            If the prior is for another number of channels, or there is not one noise level for each image.
+        """
+        n_images, n_channels = channels.shape[:2]
+        if channels.ndim != 4 or n_channels != self.n_channels or noise_std.shape != (n_images,):
+            raise ValueError(
+                f"channels has shape {tuple(channels.shape)} and noise_std {tuple(noise_std.shape)}; expected "
+                f"(image, {self.n_channels}, y, x) and (image,)."
+            )
+        return channels + noise_std.reshape(-1, 1, 1, 1) * self._predicted(channels, noise_std)
 
     def match_maps(self, x: torch.Tensor, noise_std: torch.Tensor) -> Matches:
         """Show what is similar to what.
@@ -245,34 +272,40 @@ class GroupSparsePrior(Prior):
         n_y, n_x = ((n + self.margin + 1) // 2 for n in x.shape[-2:])  # coefficients, whatever the phase
         return TokenGrid.covering((n_y, n_x), largest_window=self.window, n_members=self.n_members)
 
-    def _noise(self, x: torch.Tensor, noise_std: torch.Tensor, inspect: "_Inspect | None" = None) -> torch.Tensor:
-        """The network N, real ``(image, channel, y, x)``; ``inspect`` is shown the groups of each block."""
+    def _channels(self, x: torch.Tensor) -> torch.Tensor:
         channels = to_channels(x)
         if channels.shape[1] != self.n_channels:
             raise ValueError(
                 f"The prior was built for {self.n_channels} channels and got {channels.shape[1]}; a complex image has "
-                "two, a real one has one."
+                "two, a real one has one, and colours go through denoise_channels."
             )
-        grid = self._grid(x)
-        noise = noise_std.reshape(-1)
-        n_y, n_x = (2 * n + self.margin - 1 for n in grid.shape)  # pixels that a block sees
-        # One pixel more, for the four phases; the first pixel of the image is at (margin, margin).
-        canvas = reflected(channels, self.margin, (n_y + 1, n_x + 1))
+        return channels
+
+    def _noise(self, x: torch.Tensor, noise_std: torch.Tensor, inspect: "_Inspect | None" = None) -> torch.Tensor:
+        """The network N of images, real ``(image, channel, y, x)``."""
+        return self._predicted(self._channels(x), noise_std.reshape(-1), inspect)
+
+    def _predicted(
+        self, channels: torch.Tensor, noise: torch.Tensor, inspect: "_Inspect | None" = None
+    ) -> torch.Tensor:
+        """The network N, real ``(image, channel, y, x)``; ``inspect`` is shown the groups of each block."""
+        grid = self._grid(channels)
+        # A block sees one pixel less, for the four phases; the first pixel of the image is at (margin, margin).
+        n_y, n_x = (2 * n + self.margin for n in grid.shape)
+        canvas = reflected(channels, self.margin, (n_y, n_x))
         levels = noise.reshape(-1, 1, 1, 1).expand(-1, 1, *canvas.shape[-2:])
         seen_by_network = torch.cat((canvas, levels), dim=1)
         # Everything after it follows, and convolves several times faster on a CPU.
         features = self.head(seen_by_network.contiguous(memory_format=torch.channels_last))
-        frame = _frame(self.wavelet, features)
+        frame = _Haar() if self.wavelet == "haar" else _Convolutions(self.wavelet, features)
         for i, block in enumerate(self.blocks):
-            shift_y, shift_x = _SHIFTS[i % len(_SHIFTS)]
-            seen = ..., slice(shift_y, shift_y + n_y), slice(shift_x, shift_x + n_x)
-            change, groups = block(nn.functional.conv2d(features[seen], frame, stride=2), grid, noise)
+            shift = _SHIFTS[i % len(_SHIFTS)]
+            change, groups = block(frame.analysed(features, shift), grid, noise)
             if inspect is not None:
-                inspect(block, groups, (shift_y, shift_x))  # type: ignore[arg-type]  # a list of modules forgets
-            features = features.clone()
-            features[seen] += nn.functional.conv_transpose2d(change, frame, stride=2)
+                inspect(block, groups, shift)  # type: ignore[arg-type]  # a list of modules forgets
+            features = frame.added(features, change, shift)
         predicted: torch.Tensor = self.tail(features)
-        return predicted[..., self.margin :, self.margin :][..., : x.shape[-2], : x.shape[-1]]
+        return predicted[..., self.margin :, self.margin :][..., : channels.shape[-2], : channels.shape[-1]]
 
 
 class _Block(nn.Module):
@@ -297,7 +330,8 @@ class _Block(nn.Module):
         groups: Groups = self.matching(tokens, noise_std.repeat_interleave(len(tokens) // len(bands)))
         shrunk = grid.from_windows(self.shrinker(groups) - tokens)
         back = self.back.repeat(N_BANDS, 1, 1, 1)
-        change = nn.functional.conv_transpose2d(shrunk, back, stride=STRIDE, groups=N_BANDS) / grid.overlap(bands)
+        change = nn.functional.conv_transpose2d(shrunk, back, stride=STRIDE, groups=N_BANDS)
+        change = change.div_(grid.overlap(bands))
         return change + self.mixing(bands + change, noise_std), groups
 
 
@@ -316,14 +350,119 @@ class _GatedConvolution(nn.Module):
         scales = noise_std.new_tensor(_NOISE_SCALES)
         known = noise_std.unsqueeze(-1) / (noise_std.unsqueeze(-1) + scales)
         gain, offset = self.by_noise(known).unsqueeze(1).chunk(2, dim=-1)
+        weights = self.expand.mT * (1 + gain)
+        pixels = u.movedim(1, -1)
+        if torch.is_grad_enabled():  # the gradient of a strip would be as large as that of the image
+            return self._mixed(pixels, offset, weights).movedim(-1, 1)
+        n_y = pixels.shape[1]
+        n_rows = max(1, _PIXELS_AT_A_TIME // pixels.shape[:3:2].numel())
+        strips = []
+        for first in range(0, n_y, n_rows):
+            above, below = int(first > 0), int(first + n_rows < n_y)
+            strip = pixels[:, first - above : first + n_rows + below]
+            strips.append(self._mixed(strip, offset, weights, above, below))
+        return torch.cat(strips, dim=1).movedim(-1, 1)
+
+    def _mixed(
+        self, pixels: torch.Tensor, offset: torch.Tensor, weights: torch.Tensor, above: int = 0, below: int = 0
+    ) -> torch.Tensor:
+        """Of ``(image, y, x, channel)``, without the rows that are above and below of it."""
         # As products of matrices, channels last: convolutions 1×1 take several times longer here.
-        pixels = u.movedim(1, -1).flatten(1, 2)
-        hidden = torch.baddbmm(offset, pixels, self.expand.mT * (1 + gain))
-        hidden = self.depthwise(hidden.unflatten(1, u.shape[-2:]).movedim(-1, 1))
-        mixed: torch.Tensor = self.contract(nn.functional.glu(hidden.movedim(1, -1)))
-        return mixed.movedim(-1, 1)
+        hidden = torch.baddbmm(offset, pixels.flatten(1, 2), weights).unflatten(1, pixels.shape[1:3])
+        hidden = self.depthwise(hidden.movedim(-1, 1)).movedim(1, -1)
+        mixed: torch.Tensor = self.contract(nn.functional.glu(hidden[:, above : hidden.shape[1] - below]))
+        return mixed
 
 
+class _Haar:
+    """The Haar wavelet: sums and differences, channels last, several times faster than convolutions."""
+
+    def analysed(self, features: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+        """Coefficients ``(image, band · channel, y, x)`` of all features but one row and one column."""
+        return cast(torch.Tensor, _HaarAnalysis.apply(features, shift))
+
+    def added(self, features: torch.Tensor, change: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+        """Features with what a change of their coefficients makes of them; may overwrite them."""
+        if torch.is_grad_enabled():
+            return cast(torch.Tensor, _HaarAdded.apply(features, change, shift))
+        return _add_synthesis(features, change, shift)
+
+
+class _HaarAnalysis(torch.autograd.Function):
+    """Its gradient, one sum like itself, costs less than what autograd makes of slices."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+        ctx.shift, ctx.shape = shift, features.shape
+        rows = _seen(features, shift).movedim(1, -1).unflatten(1, (-1, 2))
+        top, bottom = rows.unbind(2)  # (image, y, 2x, channel)
+        n_images, n_y, n_x, n_channels = top.shape
+        bands = features.new_empty(n_images, n_y, n_x // 2, 2, 2, n_channels)
+        for half, of_half in zip((top + bottom, top - bottom), bands.unbind(3), strict=True):
+            left, right = half.unflatten(2, (-1, 2)).unbind(3)
+            torch.add(left, right, out=of_half[..., 0, :])
+            torch.sub(left, right, out=of_half[..., 1, :])
+        return bands.mul_(0.5).flatten(3).movedim(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        n_images, n_channels, n_y, n_x = ctx.shape
+        zeros = gradient.new_zeros(n_images, n_y, n_x, n_channels).movedim(-1, 1)
+        return _Haar().added(zeros, gradient, ctx.shift), None
+
+
+class _HaarAdded(torch.autograd.Function):
+    """Features, and the transpose of the analysis applied to a change."""
+
+    @staticmethod
+    def forward(ctx: Any, features: torch.Tensor, change: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+        ctx.shift = shift
+        return _add_synthesis(features.clone(), change, shift)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
+        return gradient, cast(torch.Tensor, _HaarAnalysis.apply(gradient, ctx.shift)), None
+
+
+def _add_synthesis(features: torch.Tensor, change: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+    """The transpose of the analysis, added in place."""
+    bands = change.movedim(1, -1).unflatten(-1, (2, 2, -1))  # (image, y, x, band along y, along x, channel)
+    n_images, n_y, n_x, _, _, n_channels = bands.shape
+    top, bottom = _seen(features, shift).movedim(1, -1).unflatten(1, (-1, 2)).unbind(2)
+    for of_half, sign in zip(bands.unbind(3), (0.5, -0.5), strict=True):
+        half = change.new_empty(n_images, n_y, n_x, 2, n_channels)
+        torch.add(*of_half.unbind(3), out=half[..., 0, :])
+        torch.sub(*of_half.unbind(3), out=half[..., 1, :])
+        top.add_(half.flatten(2, 3), alpha=0.5)
+        bottom.add_(half.flatten(2, 3), alpha=sign)
+    return features
+
+
+class _Convolutions:
+    """Any orthonormal wavelet, as `_Haar`."""
+
+    def __init__(self, wavelet: str, like: torch.Tensor) -> None:
+        self.frame = _frame(wavelet, like)
+
+    def analysed(self, features: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+        """See `_Haar.analysed`."""
+        return nn.functional.conv2d(_seen(features, shift), self.frame, stride=2)
+
+    def added(self, features: torch.Tensor, change: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+        """See `_Haar.added`."""
+        added = features.clone()
+        _seen(added, shift).add_(nn.functional.conv_transpose2d(change, self.frame, stride=2))
+        return added
+
+
+def _seen(features: torch.Tensor, shift: tuple[int, int]) -> torch.Tensor:
+    """All but one row and one column."""
+    y, x = shift
+    n_y, n_x = (n - 1 for n in features.shape[-2:])
+    return features[..., y : y + n_y, x : x + n_x]
+
+
+_PIXELS_AT_A_TIME = 2048  # whose hidden features stay in the cache
 _Inspect = Callable[[_Block, Groups, tuple[int, int]], None]
 _SHIFTS = (0, 0), (1, 1), (0, 1), (1, 0)  # the sampling phases, along y and x
 _NOISE_SCALES = 0.003, 0.01, 0.03, 0.1, 0.3, 1.0  # s of σ/(σ + s), smooth steps over log σ that are finite at zero

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from operators.fields import reflected
-from operators.priors.deepgsr import _SHIFTS, GroupSparsePrior, _frame
+from operators.fields import from_channels, reflected, to_channels
+from operators.priors.deepgsr import _SHIFTS, GroupSparsePrior, _Convolutions, _frame, _Haar
 from operators.priors.group_matching import N_BANDS, SIDE, STRIDE, Matching, TokenGrid
 from operators.priors.shrinkers import Groups, LowRankShrinker, PromptShrinker, SingularValueShrinker
 from operators.space import Space
@@ -403,6 +403,32 @@ def test_the_frame_takes_apart_and_puts_together(wavelet, generator):
     torch.testing.assert_close(inner, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("shift", _SHIFTS)
+def test_sums_and_differences_are_the_convolutions_of_the_haar_wavelet(shift, generator):
+    features = torch.randn(2, 3, 7, 9, dtype=torch.float64, generator=generator).requires_grad_()
+    change = torch.randn(2, N_BANDS * 3, 3, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    haar, convolutions = _Haar(), _Convolutions("haar", features)
+    torch.testing.assert_close(haar.analysed(features, shift), convolutions.analysed(features, shift))
+    expected = convolutions.added(features, change, shift)
+    torch.testing.assert_close(haar.added(features, change, shift), expected)
+    with torch.no_grad():
+        torch.testing.assert_close(haar.added(features.clone(), change, shift), expected)
+    for call, inputs in ((haar.analysed, (features,)), (haar.added, (features, change))):
+        assert torch.autograd.gradcheck(lambda *x, call=call: call(*x, shift), inputs)
+        assert torch.autograd.gradgradcheck(lambda *x, call=call: call(*x, shift), inputs)
+
+
+def test_an_image_is_the_same_without_gradients_a_strip_at_a_time(generator, monkeypatch):
+    prior = moved(tiny_prior(), generator)
+    x = torch.rand(2, 37, 42, dtype=torch.float64, generator=generator)
+    noise = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    expected = prior(x, noise)[0]
+    for pixels in (1, 200, 2048):  # rows of one, of some, and all of them
+        monkeypatch.setattr("operators.priors.deepgsr._PIXELS_AT_A_TIME", pixels)
+        with torch.no_grad():
+            torch.testing.assert_close(prior(x, noise)[0], expected, rtol=0, atol=1e-12)
+
+
 def test_images_are_continued_by_reflection(generator):
     x = torch.randn(2, 3, 5, 4, dtype=torch.float64, generator=generator)
     expected = np.pad(x.numpy(), ((0, 0), (0, 0), (3, 11), (3, 6)), mode="reflect")
@@ -551,6 +577,29 @@ def test_phases_are_the_four_of_sampling_by_two():
     assert sorted(_SHIFTS) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
+def test_colours_are_denoised_together(generator):
+    prior = moved(tiny_prior(n_channels=3), generator)
+    x = torch.rand(2, 3, 13, 18, dtype=torch.float64, generator=generator)
+    noise = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    result = prior.denoise_channels(x, noise)
+    for i in range(2):
+        torch.testing.assert_close(result[i : i + 1], prior.denoise_channels(x[i : i + 1], noise[i : i + 1]))
+    changed = x.clone()
+    changed[:, 0] += 0.1
+    assert bool((prior.denoise_channels(changed, noise) != result)[:, 2].any())
+    torch.testing.assert_close(prior.denoise_channels(x, torch.zeros_like(noise)), x, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_an_image_is_denoised_as_its_channels(dtype, generator):
+    x = torch.randn(2, 9, 14, dtype=dtype, generator=generator)
+    noise = torch.tensor([0.1, 0.3], dtype=torch.float64)
+    prior = moved(tiny_prior(n_channels=2 if x.is_complex() else 1), generator)
+    expected = from_channels(prior.denoise_channels(to_channels(x), noise), x)
+    torch.testing.assert_close(prior(x, noise)[0], expected, rtol=0, atol=0)
+    assert not torch.equal(expected, x)
+
+
 @pytest.mark.parametrize("shrinkage", SHRINKAGES)
 def test_the_default_has_a_million_parameters(shrinkage):
     prior = GroupSparsePrior(shrinkage=shrinkage)
@@ -573,3 +622,6 @@ def test_a_prior_says_what_does_not_fit():
         prior(torch.zeros(5, 5, dtype=torch.float64), torch.tensor(0.1))
     with pytest.raises(ValueError, match=r"noise level has shape \(3,\) for images of \(2,\)"):
         prior(torch.zeros(2, 5, 5, dtype=torch.complex128), torch.zeros(3))
+    for shape, n_levels in (((2, 1, 5, 5), 2), ((2, 2, 5), 2), ((2, 2, 5, 5), 1)):
+        with pytest.raises(ValueError, match=r"expected \(image, 2, y, x\) and \(image,\)"):
+            prior.denoise_channels(torch.zeros(shape, dtype=torch.float64), torch.zeros(n_levels))
