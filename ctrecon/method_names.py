@@ -3,10 +3,10 @@
 from operators.method_names import MethodNames
 
 CLASSICAL_METHODS = ("fbp", "sirt", "os-sart", "cgls", "tv", "wavelet")
-LEARNED_METHODS: tuple[str, ...] = ()  # until trained weights come with the package
+LEARNED_METHODS = ("deepgsr",)
 DEFAULT_METHOD = "tv"
 METHOD_NAMES = MethodNames(CLASSICAL_METHODS, LEARNED_METHODS)
 
-METAL_METHODS: tuple[str, ...] = ()  # of metal artefact reduction, likewise
+METAL_METHODS = ("deepgsr",)
 DEFAULT_METAL_METHOD = "nmar"
 METAL_METHOD_NAMES = MethodNames(("li", "nmar", "tv"), METAL_METHODS)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 
 from ctrecon.config import Data, read_config
@@ -63,6 +64,18 @@ def test_the_target_is_the_mean_over_each_pixel_in_the_middle_of_the_field(
                 middles.append(float((image.sum(dim=1 - dim) * place).sum() / image.sum()))
             assert middles[0] == pytest.approx(middles[1], abs=0.1)  # mm, of pixels of 17 mm
         assert found.largest_per_mm == pytest.approx(float(own.max()))
+
+
+def test_a_softer_copy_is_the_convolution_with_a_gaussian(folder: Path, scanner: Scanner) -> None:
+    (source,) = (s for s in data_in(folder).sources if s.patient == "a")
+    (sharp, *_), (soft, *_) = (load_slices([replace(source, smoothing_mm=std)], scanner, folder) for std in (0.0, 9.0))
+    hu = torch.from_numpy(np.load(folder / "a.npz")["hu"][0]).clamp_min(-1000)
+    expected = scipy.ndimage.gaussian_filter(to_mu(hu, MU_WATER_PER_MM).double().numpy(), 9 / 7.5, mode="constant")
+    assert soft.largest_per_mm == pytest.approx(expected.max(), rel=1e-3)
+    assert float(soft.mu_per_mm.sum()) == pytest.approx(float(sharp.mu_per_mm.sum()), rel=1e-3)
+    assert soft.mu_per_mm.diff(dim=-1).abs().sum() < 0.95 * sharp.mu_per_mm.diff(dim=-1).abs().sum()
+    with pytest.raises(InputError, match="smoothing_mm is -1"):
+        replace(source, smoothing_mm=-1.0)
 
 
 def test_an_image_wider_than_the_field_is_shrunk_to_it(folder: Path, scanner: Scanner) -> None:

@@ -13,7 +13,8 @@ import torch
 from ctrecon.cli import main
 from ctrecon.io.sinogram_file import write_sinogram
 from ctrecon.learned import load_method, write_codes
-from ctrecon.method_names import CLASSICAL_METHODS, DEFAULT_METHOD
+from ctrecon.method_names import CLASSICAL_METHODS, DEFAULT_METHOD, LEARNED_METHODS
+from ctrecon.metrics import rmse_hu
 from ctrecon.models import apply_model, build_model
 from ctrecon.reconstruction import METHODS, operator_for, reconstruct
 from ctrecon.simulation import Scenario, simulate_scenario
@@ -146,3 +147,13 @@ def test_what_does_not_go_together_is_one_sentence(
     failed = run("reconstruct", tmp_path / "scan.h5", "-o", "image.nii.gz", *words)
     assert (failed.status, message in failed.err, "Traceback" in failed.err) == (2, True, False)
     assert files_in(tmp_path) == {"scan.h5"}
+
+
+@pytest.mark.parametrize("name", LEARNED_METHODS)
+def test_weights_that_come_along_beat_filtered_back_projection(name: str) -> None:
+    scenario = Scenario(preset="sparse-view", n_views=60, matrix=128, noise="sparse-view", seed=3)
+    simulation = simulate_scenario(scenario)
+    images = {method: reconstruct(simulation.sinogram, method) for method in ("fbp", name)}
+    errors = {method: float(rmse_hu(result.hu, simulation.target_hu).mean()) for method, result in images.items()}
+    assert errors[name] < 0.7 * errors["fbp"]
+    assert images[name].method.startswith(f"{name}, weights ")

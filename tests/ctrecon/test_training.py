@@ -154,7 +154,7 @@ def test_a_reconstruction_is_trained_stage_by_stage(config: TrainingConfig, tmp_
 def test_the_committed_training_runs_on_real_people(data_folder: Path, tmp_path: Path) -> None:
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "configs" / "sparse_ct_unet.toml"
     config = read_config(path, TrainingConfig)
-    lidc, _, own, sharp, _ = config.data.sources
+    lidc, _, own, sharp, *_ = config.data.sources
     assert "unet" in MODELS
     assert config.stages is not None
     data: Data = replace(
