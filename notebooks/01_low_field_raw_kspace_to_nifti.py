@@ -118,9 +118,10 @@ for name, (psnr, ssim, error) in table.items():
     print(f"{name:8}  {psnr:9.1f}  {ssim:5.2f}  {100 * error:12.0f} %")
 
 # %% [markdown]
-# All images go through the same window, otherwise a picture can hide anything. Below each is its error: red where it is
-# too bright, blue where too dark. In the error of `adjoint` you see noise and ghosts; in that of `tv` the fine texture
-# that it took for noise; what is left in that of `csc` is mostly the very finest detail, which nobody measured.
+# All images go through the same window, otherwise a picture can hide anything. Below each is its error: red where it
+# is too bright, blue where too dark. In the error of `adjoint` you see noise and ghosts; `tv` has kept some of the
+# noise and lost the finest folds with the rest; what is left in that of `csc` is mostly the very finest detail, which
+# nobody measured.
 
 # %%
 largest = float(target[0].max())

@@ -28,22 +28,22 @@ torch.set_num_threads(1)
 # %% [markdown]
 # ## The scan
 #
-# Along each ray the beam is attenuated by $I = I_0 \exp(-\int \mu\, dl)$. A scanner takes the logarithm, so a scan is a
-# **sinogram** of line integrals $y = A x$, with $x = \mu$ the attenuation in 1/mm, one row for each view. Photons are
-# counted, so a ray that loses more is noisier: with $10^5$ photons per ray sent, a thousandth of them arrives behind
-# 350 mm of body.
+# Along each ray the beam is attenuated by $I = I_0 \exp(-\int \mu\, dl)$. A scanner takes the logarithm, so a scan is
+# a **sinogram** of line integrals $y = A x$, with $x = \mu$ the attenuation in 1/mm, one row for each view. Photons
+# are counted, so a ray that loses more is noisier: behind 350 mm of body about a thousandth of the photons arrives.
+# The noise here is that of the protocol in which most publications on sparse views compare their methods.
 #
 # What we look at are Hounsfield units, $1000\,(\mu - \mu_\text{water})/\mu_\text{water}$: air is −1000, water is 0,
 # soft tissue lies between −100 and 100, and a lesion in the liver differs by 20 or 30 from what is around it.
 
 # %%
-matrix = 96 if SMALL else 192
+matrix = 96 if SMALL else 256
 
 
 def scan_of(n_views):
     """A scan at equal steps over a full turn."""
     return ctrecon.simulate_scenario(
-        ctrecon.Scenario(preset="sparse-view", n_views=n_views, matrix=matrix, n_photons=1e5)
+        ctrecon.Scenario(preset="sparse-view", n_views=n_views, matrix=matrix, noise="sparse-view")
     )
 
 
@@ -118,8 +118,9 @@ for name, (error, ssim) in table.items():
 
 # %% [markdown]
 # The window is the one in which an abdomen is read, −160 to 240 HU. In the errors red is too dense, blue not dense
-# enough. `tv` has no streaks and no noise; its own mistake is the blue and red along thin structures, which it
-# flattens, and it swallows the faintest lesions together with the noise.
+# enough. `tv` has next to no noise, and of the streaks only a trace; its own mistake is the blue and red along edges
+# and thin structures, which it flattens, and it swallows the faintest lesions together with the noise. What a trained
+# method (where there is one in the picture) does better or worse shows best in the liver below.
 
 # %%
 soft_tissue = ctrecon.chosen_window("soft tissue").limits_hu
@@ -148,8 +149,8 @@ compare(
 # %% [markdown]
 # ## How the error grows
 #
-# Left: fewer and fewer views. `fbp` gets worse by almost as much as the views get fewer; `tv` holds on much longer, and
-# then loses. Middle: the strength of `tv` at 60 views. The minimum is broad, and the default 1 lies in it: too little
+# Left: fewer and fewer views. `fbp` gets worse with every view that is missing; `tv` holds on much longer, and then
+# loses too. Middle: the strength of `tv` at 60 views. The minimum is broad, and the default 1 lies in it: too little
 # leaves streaks, too much removes what was measured. Right: the whitened residual says so without knowing the truth. It
 # is 1 (grey line) where image and noise explain the data, and rises when structure is lost.
 
@@ -159,7 +160,7 @@ strengths = (0.1, 1.0, 20.0) if SMALL else (0.1, 1.0, 4.0, 20.0)
 coarse = 48 if SMALL else 96
 by_views = {"fbp": [], "tv": []}
 for n_views in few:
-    scenario = ctrecon.Scenario(preset="sparse-view", n_views=n_views, matrix=coarse, n_photons=1e5)
+    scenario = ctrecon.Scenario(preset="sparse-view", n_views=n_views, matrix=coarse, noise="sparse-view")
     simulation = ctrecon.simulate_scenario(scenario)
     outside = simulation.target_hu <= -500
     for name, errors in by_views.items():
@@ -229,7 +230,7 @@ if "MRCTRECON_DATA" in os.environ and measured_file.is_file():
 assert enough > 4 * 60
 # Few views cost filtered back-projection dearly, and total variation much less.
 assert table["fbp"][0] > 2 * table["fbp, 360 views"][0]
-assert table["tv"][0] < 0.4 * table["fbp"][0]
+assert table["tv"][0] < 0.5 * table["fbp"][0]
 assert table["tv"][1] > table["fbp"][1]
 # Everything that was learned beats filtered back-projection too.
 assert all(table[name][0] < table["fbp"][0] for name in LEARNED_METHODS)

@@ -129,7 +129,7 @@ def test_codes_must_have_been_kept(weights: Path, scan: Sinogram, tmp_path: Path
         (("--weights", "unet.pt", "--dictionary", "dct-4x5"), "no dictionary and no codes"),
         (("--weights", "csc.pt", "--lambda", "0.5"), "takes no strength and no number of iterations"),
         (("--method", "tv", "--weights", "csc.pt"), "leave one of them out"),
-        (("--method", "magic"), "cgls, tv, wavelet."),
+        (("--method", "magic"), "cgls, tv, wavelet, or with trained weights deepgsr"),
         (("--weights", "none.pt"), "none.pt"),
     ],
 )
