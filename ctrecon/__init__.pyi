@@ -4,10 +4,17 @@ from .io import ReadOptions as ReadOptions
 from .io import read as read
 from .io import sniff as sniff
 from .io.images import read_hu_image as read_hu_image
+from .learned import load_method as load_method
+from .metal import fill_trace as fill_trace
 from .metal import insert_metal as insert_metal
+from .metal import load_metal_method as load_metal_method
 from .metal import reconstruct_without_metal as reconstruct_without_metal
 from .metal import reduce_metal as reduce_metal
 from .metal import segment_metal as segment_metal
+from .metal_evaluation import evaluate_metal as evaluate_metal
+from .metal_training import train_metal as train_metal
+from .method_names import LEARNED_METHODS as LEARNED_METHODS
+from .method_names import METAL_METHODS as METAL_METHODS
 from .models import MODELS as MODELS
 from .models import build_model as build_model
 from .models import model_of as model_of

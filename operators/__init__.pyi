@@ -93,7 +93,12 @@ from .solvers import power_iteration as power_iteration
 from .solvers import sirt as sirt
 from .space import Space as Space
 from .space import inner as inner
+from .staged_training import Scan as Scan
+from .staged_training import Stages as Stages
+from .staged_training import fit_stages as fit_stages
 from .total_variation import TotalVariationProx as TotalVariationProx
+from .total_variation_start import AfterTotalVariation as AfterTotalVariation
+from .total_variation_start import total_variation_image as total_variation_image
 from .unrolled import Unrolled as Unrolled
 from .voxel_grid import VoxelGrid as VoxelGrid
 from .wavelet import Wavelet as Wavelet
