@@ -17,6 +17,8 @@ from operators.projection import Projection
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"base": 2, "n_stages": 2},
     "unrolled-unet": {"n_iterations": 2, "base": 2, "n_stages": 2, "step": 1},
+    "primal-dual": {"n_iterations": 2, "width": 4},
+    "deepgsr": {"n_iterations": 2, "n_blocks": 1, "width": 4, "n_token_channels": 8, "n_hidden": 4},
     "tv-maps": {"base": 2, "n_stages": 2, "n_iterations": 3},
     "csc": {"dictionary": "gabor-3x5", "base": 2, "n_iterations": 3, "n_stages": 2},
 }
@@ -77,7 +79,8 @@ def test_dictionaries_are_families_and_files() -> None:
     ("kind", "arguments", "message"),
     [
         ("cnn", {}, "'cnn' is unknown; choose one of unet, unrolled-unet"),
-        ("unet", {"n_channels": 2}, "n_channels is unknown; known are base, n_stages"),
+        ("unet", {"n_channels": 2}, "n_channels is unknown; known are start, base, n_stages"),
+        ("unet", {"start": "sirt"}, "start is 'sirt'"),
         ("csc", {"dictionary": "dct-3x4"}, "odd"),
     ],
 )
