@@ -167,12 +167,9 @@ class _MetalEvaluation(Evaluation[MetalCondition]):
             model = model.to(self.device)
 
             def run_model(data: _Measured) -> torch.Tensor:
-                scan = data.scan
-                x0 = scan.x0[None] if isinstance(model, Refinement) else None
-                y, trace = scan.y[None], scan.trace[None]
                 with torch.no_grad():
-                    mu = reconstruct_beside_metal(model, y, scan.projection, trace, scan.noise_std, x0, norm=scan.norm)
-                return to_hu(mu[0], scan.mu_water_per_mm)
+                    mu = _beside_metal(model, data.scan, refines=isinstance(model, Refinement))
+                return to_hu(mu, data.scan.mu_water_per_mm)
 
             return Contestant(candidate.name, run_model, described | {"checkpoint": digest})
         method = candidate.method
@@ -224,14 +221,17 @@ class _MetalEvaluation(Evaluation[MetalCondition]):
         return f"{row['psnr_clean_db']:.1f} dB · {row['rmse_hu']:.0f} HU"
 
 
+def _beside_metal(model: Callable[..., torch.Tensor], scan: MetalScan, *, refines: bool) -> torch.Tensor:
+    """Attenuation ``(y, x)`` in 1/mm; a model that refines starts from the image of NMAR."""
+    y, trace, x0 = scan.y[None], scan.trace[None], scan.x0[None] if refines else None
+    return reconstruct_beside_metal(model, y, scan.projection, trace, scan.noise_std, x0, norm=scan.norm)[0]
+
+
 def _classical(method: str, data: _Measured) -> torch.Tensor:
     """Attenuation ``(y, x)`` in 1/mm."""
     scan = data.scan
     if method == "tv":
-        trace, start = scan.trace[None], scan.x0[None]
-        model = total_variation_beside_metal
-        y, norm = scan.y[None], scan.norm
-        return reconstruct_beside_metal(model, y, scan.projection, trace, scan.noise_std, start, norm=norm)[0]
+        return _beside_metal(total_variation_beside_metal, scan, refines=True)
     if method == "li":
         return initial_image(fill_trace(scan.y[None], scan.trace[None], scan.projection, "li"), scan.projection)[0]
     return {"uncorrected": scan.uncorrected, "nmar": scan.x0, "metal-free": data.without_metal}[method]

@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 
@@ -257,6 +257,7 @@ class _Seen:
 
     @torch.no_grad()
     def _compute(self) -> None:
+        self.model.to(self.device)
         for j in range(self.stages.n_scans):
             scan = self.draw_scan(j, torch.Generator().manual_seed(seed_of(self.seed, "scan", j)))
             self.kept.append(self._kept(scan))
@@ -265,10 +266,9 @@ class _Seen:
     def _kept(self, scan: Scan) -> _Kept:
         if min(scan.target.shape) < self.stages.crop:
             raise InputError(f"Images of {tuple(scan.target.shape)} pixels have no crops of {self.stages.crop}.")
-        y, x0 = (None if t is None else t.to(self.device)[None] for t in (scan.y, scan.x0))
-        A = scan.A.to(self.device)
-        self.model.to(self.device)
-        seen = self.model.stage_inputs(cast(torch.Tensor, y), A, scan.noise_std, x0, n_stages=self.n_stages)
+        y, A = scan.y.to(self.device)[None], scan.A.to(self.device)
+        x0 = None if scan.x0 is None else scan.x0.to(self.device)[None]
+        seen = self.model.stage_inputs(y, A, scan.noise_std, x0, n_stages=self.n_stages)
         images, scale = seen.images[:, 0].cpu(), seen.scale[0].cpu()
         target = scan.target / scale
         used = torch.ones(target.shape) if scan.ignored is None else (~scan.ignored).float()
